@@ -1,0 +1,28 @@
+//! The nouns of Flotilla: ids, keys, spans, timestamps, descriptors, requests and errors.
+//!
+//! The ground floor of the house: every other crate names these, and this one names none of them. Nothing
+//! here does IO, waits, or asks a clock. Values that came from a network, a disk or a user become these
+//! types at the door, so that the rooms behind it need not check again.
+
+mod descriptor;
+mod error;
+mod hlc;
+mod id;
+mod key;
+mod limits;
+mod locality;
+mod request;
+
+pub use descriptor::{DescriptorError, RangeDescriptor, ReplicaDescriptor, ReplicaKind};
+pub use error::{Actor, RangeError};
+pub use hlc::{ClockError, Hlc, Timestamp};
+pub use id::{
+    ClusterId, Generation, IdError, LogIndex, NodeId, RangeId, ReplicaId, RequestId, StoreId, StoreUuid, Term,
+};
+pub use key::{Key, KeySpan, Keyspace, SpanError, keys};
+pub use limits::Limits;
+pub use locality::{Locality, LocalityError, Tier};
+pub use request::{
+    Admin, BatchOp, CheckId, Command, ConfTarget, RangeReply, RangeRequest, Read, ReadAt, ReplicaHash, Reply, Row,
+    ScanResult, Write, WriteResult,
+};
