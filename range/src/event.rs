@@ -1,0 +1,178 @@
+//! The boundary of the fleet: all that can happen to it, and all that it can want.
+//!
+//! One turn of the shell's loop: take every waiting event, call `Fleet::step` once, carry out the effects in order.
+//! If `Fleet::has_work` says so, step again at once; else wait for an event or until `Fleet::next_wake`.
+
+use std::time::Duration;
+
+use flotilla_storage::WriteBatch;
+use flotilla_storage::log::LogOp;
+use flotilla_types::{CheckId, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId,
+    StoreId, Timestamp};
+
+use crate::message::{PeerMessage, SnapshotHeader, SnapshotId};
+
+/// The time of one step, as values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// A fresh reading of the store's HLC, at or below its durable bound.
+    pub hlc: Timestamp,
+    /// Monotonic time since the process started; paces retries, decides nothing about safety (leases 1.5).
+    pub mono: Duration,
+}
+
+/// Names a request so that its answer finds the caller. Chosen by the shell; unique while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// Names a submission to the log writer. Ascends by one with each `Effect::Append`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Ticket(pub u64);
+
+/// Counts engine writes: everything the fleet wrote up to a mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct FlushMark(pub u64);
+
+/// What can happen to a fleet.
+#[derive(Debug)]
+pub enum Event {
+    /// Another store's message; its clock reading was taken in already.
+    Message {
+        /// The sender.
+        from: StoreId,
+        /// What it said.
+        message: PeerMessage,
+    },
+    /// A client's request, from this node's gateway or another's.
+    Request {
+        /// Where the answer goes.
+        token: Token,
+        /// What is asked.
+        request: RangeRequest,
+    },
+    /// The log writer synced all submissions up to and including this one.
+    Persisted(Ticket),
+    /// All engine writes up to this mark would survive a crash now.
+    Flushed(FlushMark),
+    /// The liveness of this store durably left its support of a peer's epoch (leases 2.5): promises that rest on it may
+    /// be broken from now on.
+    SupportLeft {
+        /// Whose.
+        peer: StoreId,
+        /// Which epoch.
+        epoch: u64,
+    },
+    /// Epochs or hints changed: look at elections and sleep again.
+    SupportChanged,
+    /// The connection of a lane to a peer broke, or messages to it were dropped because its queue was full.
+    Unreachable(StoreId),
+    /// The frames of a snapshot arrived whole and lie in sorted files, ready to be ingested.
+    SnapshotReceived {
+        /// What was announced.
+        header: SnapshotHeader,
+        /// Names given to `Engine::build_sst`, ready for `Effect::Ingest`.
+        files: Vec<String>,
+    },
+    /// A snapshot that this store sent ended.
+    SnapshotSent {
+        /// Which transfer.
+        id: SnapshotId,
+        /// The receiver has verified all frames.
+        delivered: bool,
+    },
+    /// `Effect::Ingest` ended: the files are part of the engine, durably.
+    Ingested(SnapshotId),
+    /// `Effect::Hash` ended.
+    Hashed {
+        /// Range.
+        range: RangeId,
+        /// Which check.
+        check: CheckId,
+        /// The result.
+        hash: ReplicaHash,
+    },
+    /// The disk's watermark was passed, one way or the other.
+    DiskFull(bool),
+    /// The store is suspended or serves again (leases 1.4).
+    Suspended(bool),
+    /// The process is about to stop: hand all leaderships over. `Fleet::led` tells when it is done.
+    Drain,
+}
+
+/// What a fleet can want. Carried out in order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Write to the engine before the next effect is carried out. A failure stops the store.
+    Write(WriteBatch),
+    /// Give to the log writer; tell `Event::Persisted` when it is durable.
+    Append {
+        /// Names the submission.
+        ticket: Ticket,
+        /// What to write, atomically.
+        ops: Vec<LogOp>,
+    },
+    /// Send on the message's lane. May be dropped; then tell `Event::Unreachable`.
+    Send {
+        /// To which store.
+        to: StoreId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// Answer a request. Exactly one for each `Event::Request`.
+    Reply {
+        /// Whose.
+        token: Token,
+        /// The answer.
+        result: Result<RangeReply, RangeError>,
+    },
+    /// Take an engine snapshot now, and stream its replicated spans to a store on the bulk lane. Tell
+    /// `Event::SnapshotSent` whatever happens.
+    SendSnapshot {
+        /// To which store.
+        to: StoreId,
+        /// Goes ahead of the frames.
+        header: SnapshotHeader,
+    },
+    /// On the IO pool: flush the engine, then ingest the files. Tell `Event::Ingested`. A failure stops the store.
+    Ingest {
+        /// Which transfer.
+        id: SnapshotId,
+        /// The files of `Event::SnapshotReceived`.
+        files: Vec<String>,
+    },
+    /// The files of a refused snapshot may be deleted.
+    Discard {
+        /// The files of `Event::SnapshotReceived`.
+        files: Vec<String>,
+    },
+    /// Take an engine snapshot now, hash the range's replicated spans in the background, tell `Event::Hashed`.
+    Hash {
+        /// What to hash.
+        descriptor: RangeDescriptor,
+        /// By which replica.
+        replica: ReplicaId,
+        /// For which check.
+        check: CheckId,
+        /// Applied index that the snapshot shows.
+        applied: flotilla_types::LogIndex,
+    },
+    /// Flush the engine soon: something waits for a mark.
+    Flush,
+    /// This store leads the range and its descriptor is new, or it just became leader: keep the addressing records true.
+    Lead {
+        /// The descriptor.
+        descriptor: RangeDescriptor,
+    },
+    /// The set of stores that share a range with this one changed: liveness must know.
+    Peers(std::collections::BTreeSet<StoreId>),
+    /// A replica is out of order and waits to be replaced; a person may want to know.
+    Lost {
+        /// Range.
+        range: RangeId,
+        /// What happened.
+        why: String,
+    },
+    /// Something to be counted: a metric's name and by how much.
+    Count(&'static str, u64),
+}
+
