@@ -1,1 +1,1 @@
-//! xtask
+//! Checks of the workspace itself; see `tests/`.

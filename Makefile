@@ -1,0 +1,22 @@
+# Every target installs what the machine lacks first, and shares one profile and one target directory, so that RocksDB
+# is compiled once (docs/adr/0002-one-profile.md).
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/flotilla/target
+# Set after the packages are there: a changed compiler name would compile RocksDB anew.
+export CC := ccache cc
+export CXX := ccache c++
+
+.PHONY: test lint build packages
+
+test: packages
+	cargo test --release --workspace
+
+lint: packages
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo test --release -p flotilla-xtask
+
+build: packages
+	cargo build --release --workspace
+
+packages:
+	@scripts/install-packages

@@ -1,0 +1,3 @@
+//! Snapshots: the content of a range on its way to a replica that the log cannot bring up to date any more.
+
+pub mod frames;
