@@ -11,6 +11,7 @@ pub mod keys;
 pub mod log;
 pub mod memory;
 pub mod mvcc;
+pub mod rocks;
 mod sst;
 pub mod state;
 
