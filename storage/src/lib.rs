@@ -6,13 +6,18 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod codec;
+mod doctor;
 pub mod engine;
 pub mod keys;
 pub mod log;
+mod mark;
 pub mod memory;
+pub mod memory_log;
 pub mod mvcc;
+pub mod raft_log;
 pub mod rocks;
 mod sst;
 pub mod state;
+pub mod writer;
 
 pub use sst::SstFile;
