@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use flotilla_storage::WriteBatch;
+use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::log::LogOp;
 use flotilla_types::{CheckId, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId,
     StoreId, Timestamp};

@@ -6,8 +6,7 @@ use flotilla_types::{
     Term, Timestamp,
 };
 
-use crate::codec::{RecordReader, RecordWriter};
-pub use crate::codec::RecordError;
+pub use crate::codec::{RecordError, RecordReader, RecordWriter};
 use crate::log::LogPos;
 
 const VERSION: u8 = 1;
