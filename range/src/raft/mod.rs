@@ -14,13 +14,24 @@
 //! Left out: applying entries after a commit that is not durable here (raft 0.7 cannot), and asynchronous reads of the
 //! log for slow followers: an entry that fell out of the cache is read in the call.
 
+mod elections;
+mod filter;
 mod group;
+mod lease;
+mod log;
+mod propose;
+mod ready;
+mod receive;
 mod support;
+#[cfg(test)]
+mod tests;
+mod tick;
 mod types;
+mod wire;
 
 pub use group::Group;
 pub use support::{Ctx, Given, Support};
 pub use types::{
-    AfterEnd, GroupBoot, GroupConfig, GroupReady, LogRead, LossReason, Peer, Reader, Refused, Role, RoleState,
-    Sends, SnapshotIn,
+    AfterEnd, GroupBoot, GroupConfig, GroupReady, LogRead, LossReason, Peer, Reader, Refused, Role, RoleState, Sends,
+    SnapshotIn,
 };
