@@ -228,7 +228,7 @@ impl Group {
             last_stuck: None,
             mono: boot.mono,
         };
-        group.node.raft.set_randomized_election_timeout(2 * ELECTION_TICKS);
+        group.node.raft.set_randomized_election_timeout(Self::fixed_timeout());
         if let Some(descriptor) = boot.descriptor {
             group.set_descriptor(descriptor);
         }
@@ -418,6 +418,6 @@ impl Group {
     }
 
     pub(super) const fn fixed_timeout() -> usize {
-        2 * ELECTION_TICKS
+        2 * ELECTION_TICKS - 1
     }
 }
