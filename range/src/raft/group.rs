@@ -49,6 +49,8 @@ pub(super) struct Pending {
     pub(super) writes: bool,
     pub(super) messages: Vec<Message>,
     pub(super) promise: Option<Promise>,
+    /// It restores a snapshot: the library may know it as applied once it is durable, and not before.
+    pub(super) restores: Option<u64>,
 }
 
 /// A snapshot between `ready` and `restored`.

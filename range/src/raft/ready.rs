@@ -85,7 +85,9 @@ impl Group {
         let number = ready.number();
         self.node.advance_append_async(ready);
         let writes = !out.log_ops.is_empty() || snapshot.is_some();
-        self.pending.push_back(Pending { number, writes, messages: waiting, promise: self.promise });
+        let restores = snapshot.as_ref().map(|snapshot| snapshot.pos.index.0);
+        let promise = self.promise;
+        self.pending.push_back(Pending { number, writes, messages: waiting, promise, restores });
         if let Some(snapshot) = snapshot {
             out.snapshot = Some(snapshot.clone());
             self.restoring = Some(Restoring { number, ops: after, snapshot });
@@ -115,13 +117,14 @@ impl Group {
 
     fn release_pending(&mut self, number: u64) -> Sends {
         let mut sends = Sends::default();
-        let mut reached = None;
+        let (mut reached, mut restored) = (None, None);
         while let Some(front) = self.pending.front() {
             if front.writes && front.number > number {
                 break;
             }
             let Some(done) = self.pending.pop_front() else { break };
             reached = Some(done.number);
+            restored = done.restores.or(restored);
             if !self.promise_dirty && done.promise == self.promise {
                 self.promise_durable = self.promise;
             }
@@ -129,6 +132,9 @@ impl Group {
         }
         if let Some(number) = reached {
             self.node.on_persist_ready(number);
+            if let Some(index) = restored {
+                self.node.advance_apply_to(index);
+            }
             self.evict();
         }
         sends
@@ -142,7 +148,6 @@ impl Group {
             group.set_descriptor(descriptor);
             let at = restoring.snapshot.pos;
             group.node.raft.raft_log.store.applied = at;
-            group.node.advance_apply_to(at.index.0);
             for op in &restoring.ops {
                 if let LogOp::Reset { hard, .. } = op {
                     group.written = *hard;
