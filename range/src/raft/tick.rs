@@ -82,6 +82,8 @@ impl Group {
                 let term = self.node.raft.term;
                 self.node.raft.become_follower(term, INVALID_ID);
                 self.observe(ctx);
+                // It could campaign, but it has shown that it cannot commit: the others may go first.
+                self.release_followers(Term(term));
             }
             return;
         }

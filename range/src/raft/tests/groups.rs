@@ -192,3 +192,47 @@ fn reads_by_index_are_confirmed_by_a_quorum() {
     net.settle();
     assert_eq!(net.nodes[&1].reads, [(42, net.group(1).committed())]);
 }
+
+#[test]
+fn a_proposal_that_lost_its_place_is_told_by_the_entry_that_took_it() {
+    let mut net = Net::voters(3);
+    net.lead(1);
+    net.pass(Duration::from_millis(600), |_| false);
+    net.cut = [2, 3].into();
+    let lost = net.put(1, "x").unwrap();
+    net.settle();
+    net.cut = [1].into();
+    net.leave(2, 1);
+    net.leave(3, 1);
+    assert!(net.pass(Duration::from_secs(2), |net| net.usable().is_some()));
+    net.cut.clear();
+    net.pass(Duration::from_secs(1), |_| false);
+    assert_eq!(net.nodes[&1].rejected, [lost.index]);
+    assert!(net.nodes.values().all(|node| node.done.is_empty() && node.applied == net.nodes[&1].applied));
+}
+
+#[test]
+fn t17_a_snapshot_leaves_the_promise_alone() {
+    use raft::eraftpb::{Message, MessageType};
+    let mut net = Net::voters(3);
+    net.lead(1);
+    net.pass(Duration::from_millis(600), |_| false);
+    let promise = net.group(2).promise();
+    assert!(promise.is_some());
+    let mut message = Message::default();
+    message.set_msg_type(MessageType::MsgSnapshot);
+    (message.from, message.to, message.term) = (1, 2, 6);
+    let metadata = message.mut_snapshot().mut_metadata();
+    (metadata.index, metadata.term) = (40, 6);
+    metadata.set_conf_state(net.group(1).conf().clone());
+    let message = wire::write(&message);
+    let envelope = Envelope { range: RANGE, from: ReplicaId(1), to: ReplicaId(2), promised: 0, message };
+    net.post.push_back((1, 2, Post::Raft(envelope)));
+    net.cut = [3].into();
+    let post = net.post.pop_front().unwrap();
+    net.deliver(post.0, post.1, &post.2);
+    net.turn(2);
+    assert_eq!(net.group(2).applied().index, LogIndex(40));
+    net.restart(2);
+    assert_eq!(net.group(2).promise(), promise, "durable, and not part of the snapshot");
+}
