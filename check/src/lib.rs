@@ -1,1 +1,10 @@
-//! check
+//! Judges of histories: what clients saw, and whether a correct store could have shown it. Pure.
+//!
+//! So far one judge: [`linearizable`], for the operations on one key. A history of many keys is linearizable if that of
+//! each key is (Herlihy and Wing, 1990: locality), so the caller cuts it by key.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod register;
+
+pub use register::{Operation, Outcome, Seen, Verdict, Violation, linearizable};

@@ -2,6 +2,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod entry;
 pub mod event;
+pub mod latches;
+pub mod liveness;
 pub mod message;
 pub mod raft;
+pub mod snapshot;
+pub mod timestamp_cache;

@@ -241,6 +241,19 @@ fn a_store_whose_log_disk_stalls_loses_support_and_gives_none() {
 }
 
 #[test]
+fn nobody_is_left_at_a_time_above_the_durable_bound() {
+    let mut world = World::new(2);
+    world.run(2 * D);
+    world.stores.get_mut(&id(1)).unwrap().disk_stalls = true;
+    world.run(4 * D);
+    let node = &world.stores[&id(1)];
+    let until = node.liveness.view(Timestamp::ZERO).given(id(2)).unwrap().until;
+    assert!(until > node.liveness.bound(), "the case that this is about");
+    let leaves = |op: &LogOp| matches!(op, LogOp::Meta { key: MetaKey::Support(_), .. });
+    assert!(!node.writing.iter().flat_map(|(_, ops)| ops).any(leaves));
+}
+
+#[test]
 fn a_store_whose_fleet_hangs_asks_nobody() {
     let mut world = World::new(2);
     world.run(2 * D);

@@ -74,7 +74,7 @@ pub struct FrameWriter<'a> {
 }
 
 impl<'a> FrameWriter<'a> {
-    /// Frames of what `reader`, an engine snapshot, holds in the spans. Keys for which `local` holds stay behind.
+    /// Frames of what `reader`, an engine snapshot, holds in the spans. Replica-local records stay behind.
     pub fn new(reader: &'a dyn Reader, id: SnapshotId, spans: [PhysicalSpan; 4]) -> Self {
         let from = spans[0].0.clone();
         Self { reader, id, spans, span: 0, from, number: 0, pairs: 0, checksum: 0, done: false }
@@ -301,5 +301,130 @@ impl Collector {
         full.end = end;
         self.open_bytes = 0;
         files.push(full);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_storage::engine::{Engine, WriteBatch};
+    use flotilla_storage::keys::{self, RangeRecord};
+    use flotilla_storage::memory::MemoryEngine;
+    use flotilla_types::{KeySpan, RangeId, Timestamp};
+
+    use super::*;
+
+    const RANGE: RangeId = RangeId(7);
+    const ID: SnapshotId = SnapshotId { from: StoreId(1), number: 9 };
+
+    fn span() -> KeySpan {
+        KeySpan::new(flotilla_types::keys::user(b"b"), flotilla_types::keys::user(b"y")).unwrap()
+    }
+
+    fn spans() -> [PhysicalSpan; 4] {
+        keys::spans(RANGE, &span())
+    }
+
+    /// A range with records, and with values of which some are as large as a frame.
+    fn full_engine() -> MemoryEngine {
+        let engine = MemoryEngine::new();
+        let mut batch = WriteBatch::default();
+        batch.put(keys::range_record(RANGE, RangeRecord::Applied), Bytes::from_static(b"applied"));
+        batch.put(keys::range_record(RANGE, RangeRecord::ReplicaId), Bytes::from_static(b"my own"));
+        for n in 0..40u32 {
+            let key = flotilla_types::keys::user(format!("k{n:03}").as_bytes());
+            let size = if n % 10 == 0 { FRAME_BYTES } else { 100_000 };
+            batch.put(keys::version(&key, Timestamp::from_wall(u64::from(n))), vec![n as u8; size]);
+        }
+        batch.put(keys::version(&flotilla_types::keys::user(b"a"), Timestamp::ZERO), Bytes::from_static(b"not mine"));
+        engine.write(&batch).unwrap();
+        engine
+    }
+
+    fn frames(engine: &MemoryEngine) -> Vec<Bytes> {
+        let snapshot = engine.snapshot();
+        let mut writer = FrameWriter::new(snapshot.as_ref(), ID, spans());
+        std::iter::from_fn(|| writer.next_frame().unwrap()).collect()
+    }
+
+    fn content(engine: &MemoryEngine) -> Vec<(Vec<u8>, Bytes)> {
+        let mut pairs = Vec::new();
+        for (start, end) in spans() {
+            let mut cursor = engine.cursor(&start, &end);
+            let mut there = cursor.seek(&start).unwrap();
+            while there {
+                pairs.push((cursor.key().to_vec(), Bytes::copy_from_slice(cursor.value())));
+                there = cursor.next().unwrap();
+            }
+        }
+        pairs
+    }
+
+    #[test]
+    fn what_is_sent_replaces_all_that_the_receiver_held_and_nothing_else() {
+        let sender = full_engine();
+        let receiver = MemoryEngine::new();
+        let mut old = WriteBatch::default();
+        let outside = keys::version(&flotilla_types::keys::user(b"z"), Timestamp::ZERO);
+        old.put(keys::version(&flotilla_types::keys::user(b"stale"), Timestamp::ZERO), Bytes::from_static(b"old"));
+        old.put(outside.clone(), Bytes::from_static(b"a neighbour's"));
+        receiver.write(&old).unwrap();
+
+        let mut collector = Collector::new(ID, spans());
+        let mut files = Vec::new();
+        let mut whole = false;
+        for frame in frames(&sender) {
+            assert!(!whole, "nothing follows the trailer");
+            match collector.accept(&frame).unwrap() {
+                Progress::More(more) => files.extend(more),
+                Progress::Whole(last) => {
+                    files.extend(last);
+                    whole = true;
+                }
+            }
+        }
+        assert!(whole);
+        let names: Vec<_> = (0..files.len()).map(|n| format!("f{n}")).collect();
+        files.iter().zip(&names).for_each(|(file, name)| receiver.build_sst(name, file).unwrap());
+        receiver.flush().unwrap();
+        receiver.ingest(&names).unwrap();
+
+        let mut expected = content(&sender);
+        expected.retain(|(key, _)| *key != keys::range_record(RANGE, RangeRecord::ReplicaId));
+        assert_eq!(content(&receiver), expected);
+        assert!(receiver.get(&outside).unwrap().is_some());
+        let regions = |file: &SstFile| (file.start[0], file.pairs.iter().all(|(key, _)| key[0] == file.start[0]));
+        assert!(files.iter().all(|file| regions(file).1), "no file reaches over two regions");
+    }
+
+    #[test]
+    fn damaged_lost_doubled_and_foreign_frames_are_refused() {
+        let all = frames(&full_engine());
+        assert!(all.len() > 4);
+        let fresh = || Collector::new(ID, spans());
+        assert!(matches!(fresh().accept(&all[1]), Err(FrameError::Order { expected: 0, got: 1 })));
+        let mut collector = fresh();
+        collector.accept(&all[0]).unwrap();
+        assert!(matches!(collector.accept(&all[0]), Err(FrameError::Order { .. })));
+        let other = SnapshotId { number: 10, ..ID };
+        assert!(matches!(Collector::new(other, spans()).accept(&all[0]), Err(FrameError::Order { .. })));
+        for at in [0, 5, 20, 22, 26, 40] {
+            let mut flipped = all[0].to_vec();
+            flipped[at] ^= 1;
+            assert!(fresh().accept(&flipped).is_err(), "byte {at}");
+        }
+        assert!((0..40).all(|cut| fresh().accept(&all[0][..cut]).is_err()));
+    }
+
+    #[test]
+    fn a_trailer_that_comes_early_is_refused() {
+        let all = frames(&full_engine());
+        let empty = MemoryEngine::new();
+        let snapshot = empty.snapshot();
+        let mut writer = FrameWriter::new(snapshot.as_ref(), ID, spans());
+        writer.number = 1;
+        let early = writer.next_frame().unwrap().unwrap();
+        let mut collector = Collector::new(ID, spans());
+        collector.accept(&all[0]).unwrap();
+        assert_eq!(collector.accept(&early), Err(FrameError::Trailer));
     }
 }
