@@ -43,9 +43,8 @@ impl Group {
             commit: LogIndex(raft_hard.commit),
         };
         let elected = hard.term != self.written.term || hard.vote != self.written.vote;
-        let mut out = GroupReady::default();
-        out.reads = reads(&mut ready);
-        out.committed = ready.committed_entries().iter().map(to_log).collect();
+        let committed = ready.committed_entries().iter().map(to_log).collect();
+        let mut out = GroupReady { reads: reads(&mut ready), committed, ..GroupReady::default() };
         let mut waiting = ready.take_persisted_messages();
         let at_once = ready.take_messages();
         if elected && self.node.raft.state == StateRole::Leader {

@@ -102,8 +102,8 @@ mod tests {
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgAppend);
         message.term = 300;
-        let mut entry = Entry::default();
-        entry.data = Bytes::from_static(b"\x0b\x0c not a group, but data");
+        let data = Bytes::from_static(b"\x0b\x0c not a group, but data");
+        let entry = Entry { data, ..Entry::default() };
         message.set_entries(vec![entry].into());
         let bytes = write(&message);
         assert_eq!(parse(&bytes, 1 << 20), Some(message));

@@ -306,10 +306,8 @@ impl Net {
         let node = self.nodes.get_mut(&store).unwrap();
         assert_eq!(entry.pos.index.0, node.applied.index.0 + 1, "applied in order");
         node.applied = entry.pos;
-        if let Some(data) = node.proposed.remove(&entry.pos.index) {
-            if data != entry.data {
-                node.rejected.push(entry.pos.index);
-            }
+        if node.proposed.remove(&entry.pos.index).is_some_and(|data| data != entry.data) {
+            node.rejected.push(entry.pos.index);
         }
         if entry.data.is_empty() && entry.kind == 0 {
             return;
