@@ -278,7 +278,8 @@ mod tests {
 
     #[test]
     fn a_budget_that_is_used_up_is_said() {
-        let history: Vec<_> = (0..20).map(|n| op(0, 100, Seen::Wrote(Some(n)))).chain([op(200, 201, Seen::Read(Some(99)))]).collect();
+        let history: Vec<_> =
+            (0..20).map(|n| op(0, 100, Seen::Wrote(Some(n)))).chain([op(200, 201, Seen::Read(Some(99)))]).collect();
         assert_eq!(linearizable(&history, 100), Verdict::Undecided);
     }
 
@@ -288,7 +289,9 @@ mod tests {
         prop::collection::vec(shape, 1..40).prop_map(|shapes| {
             let mut points: Vec<_> = shapes
                 .into_iter()
-                .map(|(began, length, kind, a, b, luck)| (began + u64::from(luck) % length, began, began + length, kind, a, b, luck))
+                .map(|(began, length, kind, a, b, luck)| {
+                    (began + u64::from(luck) % length, began, began + length, kind, a, b, luck)
+                })
                 .collect();
             points.sort();
             let mut value = None;

@@ -99,7 +99,8 @@ pub struct Operator {
 pub fn check(view: &View, config: &CheckerConfig) -> Vec<Operator> {
     let mut room = Room::new(view, config);
     let wanted = view.ranges.iter().filter(|range| range.pending.is_none());
-    let mut wanted: Vec<_> = wanted.filter_map(|range| Some((need(&range.descriptor, &room)?, &range.descriptor))).collect();
+    let mut wanted: Vec<_> =
+        wanted.filter_map(|range| Some((need(&range.descriptor, &room)?, &range.descriptor))).collect();
     wanted.sort_by_key(|(urgency, descriptor)| (*urgency, descriptor.range));
     wanted.into_iter().filter_map(|(urgency, descriptor)| operator(descriptor, urgency, &mut room)).collect()
 }
@@ -223,7 +224,8 @@ fn filled_up(descriptor: &RangeDescriptor, voters: &[StoreId], room: &Room<'_>) 
     let kept = target.len();
     // A learner that is there already is nearer to being a voter than a store that holds nothing.
     let learners = descriptor.replicas.iter().filter(|replica| !replica.kind.votes_incoming());
-    let learners = learners.map(|replica: &ReplicaDescriptor| replica.store).filter(|store| room.state(*store) == StoreState::Up);
+    let learners =
+        learners.map(|replica: &ReplicaDescriptor| replica.store).filter(|store| room.state(*store) == StoreState::Up);
     target.extend(learners.take(room.config.voters.saturating_sub(kept)));
     let holders: BTreeSet<_> = descriptor.replicas.iter().map(|replica| replica.store).collect();
     while target.len() < room.config.voters {
@@ -243,7 +245,8 @@ fn filled_up(descriptor: &RangeDescriptor, voters: &[StoreId], room: &Room<'_>) 
 }
 
 fn without_the_least_diverse(voters: &[StoreId], room: &Room<'_>) -> Vec<StoreId> {
-    let worth = |store: &StoreId| (room.state(*store) == StoreState::Up, room.diversity(*store, voters), Reverse(*store));
+    let worth =
+        |store: &StoreId| (room.state(*store) == StoreState::Up, room.diversity(*store, voters), Reverse(*store));
     let least = voters.iter().copied().min_by_key(|store| worth(store));
     voters.iter().copied().filter(|store| Some(*store) != least).collect()
 }

@@ -1,6 +1,8 @@
 //! Scenarios, and random clusters that must come to rest with every range well placed.
 
-use flotilla_types::{Generation, Key, KeySpan, RangeDescriptor, RangeId, ReplicaDescriptor, ReplicaId, ReplicaKind, StoreId};
+use flotilla_types::{
+    Generation, Key, KeySpan, RangeDescriptor, RangeId, ReplicaDescriptor, ReplicaId, ReplicaKind, StoreId,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -17,8 +19,13 @@ fn range(n: u64, stores: &[u64]) -> RangeView {
     });
     let span = KeySpan::new(Key::new(n.to_be_bytes().to_vec()), Key::MAX).unwrap();
     let next_replica = ReplicaId(stores.len() as u64 + 1);
-    let descriptor =
-        RangeDescriptor { range: RangeId(n), span, generation: Generation(1), replicas: replicas.collect(), next_replica };
+    let descriptor = RangeDescriptor {
+        range: RangeId(n),
+        span,
+        generation: Generation(1),
+        replicas: replicas.collect(),
+        next_replica,
+    };
     RangeView { descriptor, pending: None }
 }
 
@@ -47,8 +54,10 @@ fn two_stores_hold_one_voter_because_two_tolerate_no_more() {
 
 #[test]
 fn a_dead_replica_is_replaced_when_there_is_a_spare_store_and_kept_when_there_is_none() {
-    let mut view =
-        View { stores: vec![store(1, "", Up), store(2, "", Dead), store(3, "", Up)], ranges: vec![range(1, &[1, 2, 3])] };
+    let mut view = View {
+        stores: vec![store(1, "", Up), store(2, "", Dead), store(3, "", Up)],
+        ranges: vec![range(1, &[1, 2, 3])],
+    };
     assert_eq!(targets(&view), []);
     view.stores.push(store(4, "", Up));
     assert_eq!(targets(&view), [(1, Urgency::OneFromLoss, vec![1, 3, 4])]);
@@ -99,7 +108,8 @@ fn carry_out(view: &mut View, operator: &Operator) {
     descriptor.replicas.retain(|replica| operator.target.voters.contains(&replica.store));
     for wanted in &operator.target.voters {
         if descriptor.on_store(*wanted).is_none() {
-            let replica = ReplicaDescriptor { replica: descriptor.next_replica, store: *wanted, kind: ReplicaKind::Voter };
+            let replica =
+                ReplicaDescriptor { replica: descriptor.next_replica, store: *wanted, kind: ReplicaKind::Voter };
             descriptor.replicas.push(replica);
             descriptor.next_replica = descriptor.next_replica.next();
         }
@@ -114,7 +124,8 @@ fn any_view() -> impl Strategy<Value = View> {
     let stores = prop::collection::vec((0u8..3, states), 1..8);
     let placed = prop::collection::vec(prop::collection::btree_set(1u64..8, 1..5), 1..12);
     (stores, placed).prop_map(|(stores, placed)| {
-        let stores: Vec<_> = stores.into_iter().zip(1..).map(|((dc, state), n)| store(n, &format!("dc={dc}"), state)).collect();
+        let stores: Vec<_> =
+            stores.into_iter().zip(1..).map(|((dc, state), n)| store(n, &format!("dc={dc}"), state)).collect();
         let on: Vec<Vec<u64>> = placed.into_iter().map(|set| set.into_iter().collect()).collect();
         View { ranges: on.iter().zip(1..).map(|(stores, n)| range(n, stores)).collect(), stores }
     })

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::log::LogOp;
-use flotilla_types::{CheckId, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId,
-    StoreId, Timestamp};
+use flotilla_types::{
+    CheckId, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId, StoreId, Timestamp,
+};
 
 use crate::message::{PeerMessage, SnapshotHeader, SnapshotId};
 
@@ -175,4 +176,3 @@ pub enum Effect {
     /// Something to be counted: a metric's name and by how much.
     Count(&'static str, u64),
 }
-

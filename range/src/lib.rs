@@ -2,11 +2,17 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod apply;
+pub mod boot;
+pub mod command;
 pub mod entry;
+mod evaluate;
 pub mod event;
+pub mod fleet;
 pub mod latches;
 pub mod liveness;
 pub mod message;
 pub mod raft;
+mod replica;
 pub mod snapshot;
 pub mod timestamp_cache;

@@ -221,8 +221,13 @@ pub trait LogStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// See `ReadLogError`.
-    fn entries(&self, range: RangeId, from: LogIndex, to: LogIndex, bytes_max: usize)
-    -> Result<Vec<LogEntry>, ReadLogError>;
+    fn entries(
+        &self,
+        range: RangeId,
+        from: LogIndex,
+        to: LogIndex,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, ReadLogError>;
     /// The head of every range's log, ascending by range.
     fn heads(&self) -> Vec<(RangeId, LogHead)>;
     /// A store-wide fact, from memory.

@@ -50,7 +50,8 @@ impl Inner {
         match op {
             LogOp::Create { range, replica, birth, trunc, hard } => {
                 let (replica, birth, hard) = (*replica, *birth, *hard);
-                let head = LogHead { replica, birth, hard, hard_last: *trunc, promise: None, trunc: *trunc, last: *trunc };
+                let head =
+                    LogHead { replica, birth, hard, hard_last: *trunc, promise: None, trunc: *trunc, last: *trunc };
                 self.ranges.insert(*range, RangeLog { head, entries: BTreeMap::new() });
             }
             LogOp::Append { range, entries } => return self.range(*range)?.append(*range, entries),
@@ -82,7 +83,10 @@ impl RangeLog {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
         let (trunc, end) = (self.head.trunc.index, self.head.last.index);
         if first.pos.index <= trunc || first.pos.index > end.next() {
-            return Err(LogFatal::Damaged(format!("{range}: append at {} to a log of ({trunc}, {end}]", first.pos.index)));
+            return Err(LogFatal::Damaged(format!(
+                "{range}: append at {} to a log of ({trunc}, {end}]",
+                first.pos.index
+            )));
         }
         self.entries.split_off(&first.pos.index);
         self.entries.extend(entries.iter().map(|entry| (entry.pos.index, entry.clone())));
@@ -119,7 +123,10 @@ impl LogStore for MemoryLog {
             return Err(ReadLogError::Gone(log.head.trunc.index.next()));
         }
         if to > log.head.last.index.next() {
-            return Err(ReadLogError::Damaged(format!("{range}: entries up to {to} of a log that ends at {}", log.head.last.index)));
+            return Err(ReadLogError::Damaged(format!(
+                "{range}: entries up to {to} of a log that ends at {}",
+                log.head.last.index
+            )));
         }
         let mut bytes = 0;
         let fits = |entry: &&LogEntry| {

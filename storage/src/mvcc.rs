@@ -62,7 +62,13 @@ impl ReadWindow {
 }
 
 /// Adds a version to a batch; `value` is `None` for a deletion.
-pub fn write(batch: &mut WriteBatch, key: &Key, timestamp: Timestamp, value: Option<&[u8]>, request: Option<RequestId>) {
+pub fn write(
+    batch: &mut WriteBatch,
+    key: &Key,
+    timestamp: Timestamp,
+    value: Option<&[u8]>,
+    request: Option<RequestId>,
+) {
     let payload = value.unwrap_or_default();
     let mut bytes = BytesMut::with_capacity(17 + payload.len());
     let deleted = if value.is_none() { FLAG_DELETE } else { 0 };
@@ -175,11 +181,7 @@ pub fn scan(
             result.rows.push(row);
         }
         let prefix = keys::version_prefix(&key);
-        there = if bounds.reverse {
-            cursor.seek_before(&prefix)?
-        } else {
-            cursor.seek(&keys::prefix_end(&prefix))?
-        };
+        there = if bounds.reverse { cursor.seek_before(&prefix)? } else { cursor.seek(&keys::prefix_end(&prefix))? };
     }
     Ok(result)
 }
@@ -208,7 +210,8 @@ fn row(key: Key, version: Version) -> Option<Row> {
 }
 
 fn decode_key(physical: &[u8]) -> Result<(Key, Timestamp), EngineError> {
-    keys::decode_version(physical).map_err(|error| EngineError::Corrupt { action: "read a version", cause: error.to_string() })
+    keys::decode_version(physical)
+        .map_err(|error| EngineError::Corrupt { action: "read a version", cause: error.to_string() })
 }
 
 fn decode(physical: &[u8], value: &[u8]) -> Result<(Key, Version), EngineError> {

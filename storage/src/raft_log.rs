@@ -187,7 +187,8 @@ impl LogStore for EngineLog {
             staged.stage(op).map_err(|error| sort("stage a log batch", &error))?;
         }
         let seq = LogSeq(self.memory().seq.0 + 1);
-        out.put(STORE_GROUP, SEQ.to_vec(), seq.0.to_be_bytes().to_vec()).map_err(|error| sort("stage a log batch", &error))?;
+        out.put(STORE_GROUP, SEQ.to_vec(), seq.0.to_be_bytes().to_vec())
+            .map_err(|error| sort("stage a log batch", &error))?;
         guarded("write and sync the log", || self.engine.write(&mut out, true))?;
         let marked = self.mark.lock().unwrap_or_else(PoisonError::into_inner).note(seq);
         marked.map_err(|error| LogFatal::Io(format!("write the log's mark: {error}")))?;
@@ -322,7 +323,9 @@ impl Staged<'_> {
         self.out.put(range.0, OWNER.to_vec(), RecordWriter::new(VERSION).u64(head.replica.0).finish())?;
         self.out.put(range.0, TRUNCATED.to_vec(), encode_pos(head.trunc))?;
         // The Clean before took the optional ones away.
-        for (key, value) in [(BIRTH, head.birth.map(|b| encode_birth(&b))), (PROMISE, head.promise.map(|p| encode_promise(&p)))] {
+        for (key, value) in
+            [(BIRTH, head.birth.map(|b| encode_birth(&b))), (PROMISE, head.promise.map(|p| encode_promise(&p)))]
+        {
             if let Some(value) = value {
                 self.out.put(range.0, key.to_vec(), value)?;
             }
@@ -335,7 +338,10 @@ impl Staged<'_> {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
         let gap = first.pos.index <= head.trunc.index || first.pos.index > head.last.index.next();
         if gap {
-            let what = format!("{range}: append at {} to a log of ({}, {}]", first.pos.index, head.trunc.index, head.last.index);
+            let what = format!(
+                "{range}: append at {} to a log of ({}, {}]",
+                first.pos.index, head.trunc.index, head.last.index
+            );
             return Err(Error::InvalidArgument(what));
         }
         let entries: Vec<_> = entries.iter().map(entry_to_raft).collect();

@@ -46,8 +46,10 @@ impl RocksEngine {
     pub fn open(dir: &Path, wanted: RocksOptions) -> Result<Self, EngineError> {
         let options = options(wanted);
         let files = dir.join("snap");
-        std::fs::create_dir_all(&files)
-            .map_err(|error| EngineError::Io { action: "make the directory for sorted files", cause: error.to_string() })?;
+        std::fs::create_dir_all(&files).map_err(|error| EngineError::Io {
+            action: "make the directory for sorted files",
+            cause: error.to_string(),
+        })?;
         let db = DB::open(&options, dir).map_err(|error| failed("open the engine", &error))?;
         Ok(Self { db: Arc::new(db), files, options })
     }

@@ -39,8 +39,7 @@ impl Applied {
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let mut record = RecordReader::new("applied", VERSION, bytes)?;
         let pos = LogPos { index: LogIndex(record.u64()?), term: Term(record.u64()?) };
-        let state =
-            Self { pos, closed: record.timestamp()?, sum: record.u64()?, via_snapshot: record.flag()? };
+        let state = Self { pos, closed: record.timestamp()?, sum: record.u64()?, via_snapshot: record.flag()? };
         record.end()?;
         Ok(state)
     }

@@ -75,8 +75,11 @@ impl LogWriter {
     /// The thread could not be started.
     pub fn spawn(log: Arc<dyn LogStore>, observer: impl LogObserver) -> std::io::Result<Self> {
         let (queue, submissions) = bounded(QUEUE);
-        let progress =
-            Arc::new(Progress { origin: Instant::now(), writing_since: AtomicU64::new(0), last_sync: AtomicU64::new(0) });
+        let progress = Arc::new(Progress {
+            origin: Instant::now(),
+            writing_since: AtomicU64::new(0),
+            last_sync: AtomicU64::new(0),
+        });
         let shared = Arc::clone(&progress);
         let run = move || run(log.as_ref(), &submissions, observer, &shared);
         let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(run)?;

@@ -33,7 +33,12 @@ fn pos(index: u64, term: u64) -> LogPos {
 }
 
 fn entry(index: u64, term: u64, data: &[u8]) -> LogEntry {
-    LogEntry { pos: pos(index, term), kind: (index % 3) as u8, data: Bytes::copy_from_slice(data), context: Bytes::new() }
+    LogEntry {
+        pos: pos(index, term),
+        kind: (index % 3) as u8,
+        data: Bytes::copy_from_slice(data),
+        context: Bytes::new(),
+    }
 }
 
 fn hard(term: u64, commit: u64) -> HardState {
@@ -59,7 +64,8 @@ fn random_op(random: &mut StdRng, range: RangeId, head: LogHead, term: u64) -> L
             LogOp::Truncate { range, through: pos(index, term) }
         }
         2 => {
-            let promise = Promise { term: Term(term), leader_replica: ReplicaId(1), leader_store: StoreId(2), epoch: 3 };
+            let promise =
+                Promise { term: Term(term), leader_replica: ReplicaId(1), leader_store: StoreId(2), epoch: 3 };
             LogOp::Promise { range, promise: random.random::<bool>().then_some(promise) }
         }
         3 => LogOp::Reset { range, at: pos(head.last.index.0 + 5, term), hard: hard(term, head.last.index.0 + 5) },
@@ -141,7 +147,8 @@ fn written(dir: &Path, batches: u64) -> Vec<usize> {
     };
     (0..batches)
         .map(|n| {
-            log.write(&batch(vec![LogOp::Append { range: RangeId(1), entries: vec![entry(11 + n, 5, b"payload")] }])).unwrap();
+            log.write(&batch(vec![LogOp::Append { range: RangeId(1), entries: vec![entry(11 + n, 5, b"payload")] }]))
+                .unwrap();
             used(&newest_file(dir))
         })
         .collect()

@@ -151,7 +151,8 @@ fn a_crash_in_memory_loses_what_was_not_flushed_but_keeps_what_was_ingested() {
     let mut batch = WriteBatch::default();
     batch.put(b"lost".to_vec(), Bytes::from_static(b"1"));
     engine.write(&batch).unwrap();
-    let file = SstFile { start: b"x".to_vec(), end: b"y".to_vec(), pairs: vec![(b"xk".to_vec(), Bytes::from_static(b"2"))] };
+    let file =
+        SstFile { start: b"x".to_vec(), end: b"y".to_vec(), pairs: vec![(b"xk".to_vec(), Bytes::from_static(b"2"))] };
     engine.build_sst("f", &file).unwrap();
     engine.ingest(&["f".to_owned()]).unwrap();
     engine.crash();
@@ -179,7 +180,9 @@ fn model_scan(model: &Model, span: &KeySpan, window: ReadWindow, bounds: ScanBou
     }
     let mut bytes = 0;
     for key in all {
-        if !rows.is_empty() && (bytes >= bounds.bytes_max || (bounds.rows_max > 0 && rows.len() as u64 >= bounds.rows_max)) {
+        if !rows.is_empty()
+            && (bytes >= bounds.bytes_max || (bounds.rows_max > 0 && rows.len() as u64 >= bounds.rows_max))
+        {
             break;
         }
         if let Some(value) = model_get(model, key, window).map_err(|_| key.clone())? {

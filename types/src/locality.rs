@@ -23,7 +23,9 @@ pub struct Locality {
 
 /// A text that is no locality.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("'{0}' is not a locality: write comma-separated name=value pairs, largest domain first, such as region=eu,dc=eu-1,rack=7")]
+#[error(
+    "'{0}' is not a locality: write comma-separated name=value pairs, largest domain first, such as region=eu,dc=eu-1,rack=7"
+)]
 pub struct LocalityError(String);
 
 impl FromStr for Locality {

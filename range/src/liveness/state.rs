@@ -404,10 +404,7 @@ impl Liveness {
             return;
         }
         let until = if given.row.active { given.until } else { Timestamp::ZERO };
-        let row = LivenessEffect::Send(
-            from,
-            LivenessMessage::Reply(HeartbeatReply { epoch: given.row.epoch, until }),
-        );
+        let row = LivenessEffect::Send(from, LivenessMessage::Reply(HeartbeatReply { epoch: given.row.epoch, until }));
         if asked.epoch < given.row.epoch {
             effects.push(row);
             return;

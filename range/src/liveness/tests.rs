@@ -54,8 +54,7 @@ fn id(n: u64) -> StoreId {
 
 impl World {
     fn new(count: u64) -> Self {
-        let mut world =
-            Self { time: EPOCH, stores: BTreeMap::new(), network: VecDeque::new(), cut: BTreeSet::new() };
+        let mut world = Self { time: EPOCH, stores: BTreeMap::new(), network: VecDeque::new(), cut: BTreeSet::new() };
         for n in 1..=count {
             let metas = BTreeMap::new();
             world.start(id(n), metas, 1, 0);

@@ -1,0 +1,224 @@
+//! How a store's ranges begin: the first ones of a cluster, and those that a restart finds.
+
+use std::collections::BTreeMap;
+
+use flotilla_storage::engine::{EngineError, Reader, WriteBatch};
+use flotilla_storage::keys::{self, RangeRecord};
+use flotilla_storage::log::{HardState, LogHead, LogOp, LogPos};
+use flotilla_storage::mvcc;
+use flotilla_storage::state::{
+    Applied, LeaseState, RecordError, decode_descriptor, decode_replica_id, encode_descriptor, encode_replica_id,
+};
+use flotilla_types::{
+    Generation, Key, KeySpan, RangeDescriptor, RangeId, ReplicaDescriptor, ReplicaId, ReplicaKind, StoreId, Timestamp,
+    keys as logical,
+};
+use thiserror::Error;
+
+use crate::apply::State;
+
+/// The store cannot start.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BootError {
+    /// The engine could not be read.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A record could not be read.
+    #[error("{range}: {source}")]
+    Record {
+        /// Of which range.
+        range: RangeId,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// What lies there contradicts itself in a way that no crash explains.
+    #[error("{range}: {what}")]
+    Contradiction {
+        /// Which range.
+        range: RangeId,
+        /// What.
+        what: &'static str,
+    },
+}
+
+/// Where every range begins.
+pub(crate) const INITIAL: LogPos =
+    LogPos { index: RangeDescriptor::INITIAL_INDEX, term: RangeDescriptor::INITIAL_TERM };
+
+/// The first ranges of a cluster, on these stores: meta1, meta2, system, SQL, and the applications' keys. Every store
+/// writes its own part: changes for the engine (to be flushed), then operations for the log.
+#[must_use]
+pub fn bootstrap(stores: &[StoreId], here: StoreId) -> (WriteBatch, Vec<LogOp>) {
+    let bounds = [Key::MIN, logical::META2, logical::SYSTEM, logical::SQL, logical::USER, Key::MAX];
+    let replicas = stores.iter().zip(1..).map(|(store, replica)| ReplicaDescriptor {
+        replica: ReplicaId(replica),
+        store: *store,
+        kind: ReplicaKind::Voter,
+    });
+    let descriptors: Vec<_> = bounds
+        .windows(2)
+        .zip(1..)
+        .map(|(ends, range)| RangeDescriptor {
+            range: RangeId(range),
+            span: KeySpan { start: ends[0].clone(), end: ends[1].clone() },
+            generation: Generation(1),
+            replicas: replicas.clone().collect(),
+            next_replica: ReplicaId(stores.len() as u64 + 1),
+        })
+        .collect();
+    let (mut batch, mut ops) = (WriteBatch::default(), Vec::new());
+    for descriptor in &descriptors {
+        if let Some(key) = logical::meta_record(&descriptor.span.start, &descriptor.span.end) {
+            mvcc::write(
+                &mut batch,
+                &key,
+                Timestamp { wall: 1, logical: 0 },
+                Some(&encode_descriptor(descriptor)),
+                None,
+            );
+        }
+        let Some(me) = descriptor.on_store(here) else { continue };
+        let record = |record| keys::range_record(descriptor.range, record);
+        let applied = Applied { pos: INITIAL, ..Applied::default() };
+        batch.put(record(RangeRecord::Descriptor), encode_descriptor(descriptor));
+        batch.put(record(RangeRecord::Applied), applied.encode());
+        batch.put(record(RangeRecord::Lease), LeaseState::default().encode());
+        batch.put(record(RangeRecord::ReplicaId), encode_replica_id(me.replica));
+        let hard = HardState { term: INITIAL.term, vote: ReplicaId(0), commit: INITIAL.index };
+        ops.push(LogOp::Create { range: descriptor.range, replica: me.replica, birth: None, trunc: INITIAL, hard });
+    }
+    (batch, ops)
+}
+
+/// A replica that a restart found in the engine.
+pub(crate) struct Found {
+    pub(crate) me: ReplicaId,
+    pub(crate) state: State,
+    /// What the log knows of it, or why it must not go on.
+    pub(crate) head: Result<LogHead, &'static str>,
+}
+
+/// Everything that lives on the store, held against the log (docs/durability.md, laws 2 and 3).
+pub(crate) fn find(engine: &dyn Reader, heads: &[(RangeId, LogHead)]) -> Result<BTreeMap<RangeId, Found>, BootError> {
+    let heads: BTreeMap<_, _> = heads.iter().copied().collect();
+    let mut found = BTreeMap::new();
+    for range in ranges(engine)? {
+        found.insert(range, load(engine, range, heads.get(&range))?);
+    }
+    if let Some(range) = heads.keys().find(|range| !found.contains_key(range)) {
+        return Err(BootError::Contradiction {
+            range: *range,
+            what: "its log is here and its state is not: the engine has lost something flushed",
+        });
+    }
+    let mut spans: Vec<_> = found.values().map(|found| &found.state.descriptor).collect();
+    spans.sort_by(|a, b| a.span.start.cmp(&b.span.start));
+    if let Some(pair) = spans.windows(2).find(|pair| pair[0].span.overlaps(&pair[1].span)) {
+        return Err(BootError::Contradiction { range: pair[1].range, what: "its span overlaps another range's" });
+    }
+    Ok(found)
+}
+
+fn ranges(engine: &dyn Reader) -> Result<Vec<RangeId>, BootError> {
+    let (start, end) = keys::all_range_records();
+    let mut cursor = engine.cursor(&start, &end);
+    let mut ranges = Vec::new();
+    let mut there = cursor.seek(&start)?;
+    while there {
+        let Ok((range, _)) = keys::decode_range_record(cursor.key()) else {
+            return Err(BootError::Contradiction { range: RangeId(0), what: "a record has a key of another version" });
+        };
+        ranges.push(range);
+        there = cursor.seek(&keys::spans(range, &KeySpan::ALL)[0].1)?;
+    }
+    Ok(ranges)
+}
+
+fn load(engine: &dyn Reader, range: RangeId, head: Option<&LogHead>) -> Result<Found, BootError> {
+    let failed = |source| BootError::Record { range, source };
+    let record = |record| -> Result<_, BootError> {
+        let missing = BootError::Contradiction { range, what: "one of its records is missing" };
+        engine.get(&keys::range_record(range, record))?.ok_or(missing)
+    };
+    let descriptor = decode_descriptor(&record(RangeRecord::Descriptor)?).map_err(failed)?;
+    let applied = Applied::decode(&record(RangeRecord::Applied)?).map_err(failed)?;
+    let lease = LeaseState::decode(&record(RangeRecord::Lease)?).map_err(failed)?;
+    let me = decode_replica_id(&record(RangeRecord::ReplicaId)?).map_err(failed)?;
+    Ok(Found { me, state: State { descriptor, applied, lease }, head: judge(head, me, applied.pos) })
+}
+
+/// The table of docs/durability.md for replicas that live in the engine.
+fn judge(head: Option<&LogHead>, me: ReplicaId, applied: LogPos) -> Result<LogHead, &'static str> {
+    let head = head.ok_or("its state is here and its log is not")?;
+    if head.replica != me {
+        return Err("its log belongs to another incarnation");
+    }
+    if head.trunc.index > applied.index {
+        return Err("its log begins above what is applied: truncation ran ahead of a flush");
+    }
+    if applied.index > head.last.index || head.last.index < head.hard_last.index {
+        return Err("its log has lost a synced part");
+    }
+    Ok(*head)
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_storage::engine::Engine;
+    use flotilla_storage::log::{LogBatch, LogStore};
+    use flotilla_storage::memory::MemoryEngine;
+    use flotilla_storage::memory_log::MemoryLog;
+    use flotilla_types::{LogIndex, Term};
+
+    use super::*;
+
+    fn new_store() -> (MemoryEngine, MemoryLog) {
+        let (engine, log) = (MemoryEngine::new(), MemoryLog::new());
+        let (batch, ops) = bootstrap(&[StoreId(1)], StoreId(1));
+        engine.write(&batch).unwrap();
+        log.write(&LogBatch { ops }).unwrap();
+        (engine, log)
+    }
+
+    #[test]
+    fn a_new_store_holds_the_whole_keyspace_without_hole_or_overlap() {
+        let (engine, log) = new_store();
+        let found = find(&engine, &log.heads()).unwrap();
+        let mut at = Key::MIN;
+        for found in found.values() {
+            assert_eq!(found.state.descriptor.span.start, at);
+            at = found.state.descriptor.span.end.clone();
+            assert!(found.head.is_ok());
+        }
+        assert_eq!((at, found.len()), (Key::MAX, 5));
+    }
+
+    #[test]
+    fn what_the_log_and_the_state_say_is_held_against_each_other() {
+        let at = |index| LogPos { index: LogIndex(index), term: Term(5) };
+        let head = |trunc, last| LogHead {
+            replica: ReplicaId(1),
+            birth: None,
+            hard: HardState::default(),
+            hard_last: at(trunc),
+            promise: None,
+            trunc: at(trunc),
+            last: at(last),
+        };
+        assert!(judge(Some(&head(10, 20)), ReplicaId(1), at(15)).is_ok());
+        assert!(judge(Some(&head(10, 20)), ReplicaId(2), at(15)).is_err(), "another incarnation");
+        assert!(judge(Some(&head(16, 20)), ReplicaId(1), at(15)).is_err(), "a gap");
+        assert!(judge(Some(&head(10, 14)), ReplicaId(1), at(15)).is_err(), "a lost tail");
+        assert!(judge(None, ReplicaId(1), at(15)).is_err(), "a lost log");
+        assert!(
+            judge(Some(&LogHead { hard_last: at(21), ..head(10, 20) }), ReplicaId(1), at(15)).is_err(),
+            "a lost file"
+        );
+    }
+
+    #[test]
+    fn a_log_without_state_stops_the_store() {
+        let (_, log) = new_store();
+        assert!(matches!(find(&MemoryEngine::new(), &log.heads()), Err(BootError::Contradiction { .. })));
+    }
+}

@@ -1,0 +1,119 @@
+//! What a raft entry's commands do, and how the log keeps them: results of evaluation, never questions. Applying one reads
+//! nothing but the range's own lease and bounds, so that every replica does the same.
+
+use bytes::Bytes;
+use flotilla_storage::state::{RecordError, RecordReader, RecordWriter};
+use flotilla_types::{Key, ReplicaId, StoreId, Timestamp};
+
+const VERSION: u8 = 1;
+const START: u8 = 1;
+const WRITE: u8 = 2;
+
+/// One replicated command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Opens a term: its first proposal (leases 3.5).
+    LeaseStart {
+        /// The leader.
+        replica: ReplicaId,
+        /// Where it lives.
+        store: StoreId,
+        /// All writes of the term lie at or above.
+        start: Timestamp,
+    },
+    /// Writes versions.
+    Write(Versions),
+}
+
+/// Versions that are written together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versions {
+    /// Of all of them.
+    pub timestamp: Timestamp,
+    /// Keys and values; `None` deletes. Each carries the request's id.
+    pub changes: Vec<(Key, Option<Bytes>)>,
+    /// The answer of a request that the versions alone cannot tell again: its anchor key, and the answer's record.
+    pub finished: Option<(Key, Bytes)>,
+}
+
+impl Command {
+    /// The bytes for the log.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let record = RecordWriter::new(VERSION);
+        match self {
+            Self::LeaseStart { replica, store, start } => {
+                record.u8(START).u64(replica.0).u64(store.0).timestamp(*start).finish().into()
+            }
+            Self::Write(versions) => {
+                let mut record = record.u8(WRITE).timestamp(versions.timestamp).u32(versions.changes.len() as u32);
+                for (key, value) in &versions.changes {
+                    record = record.bytes(key.as_bytes()).u8(u8::from(value.is_some()));
+                    record = record.bytes(value.as_deref().unwrap_or_default());
+                }
+                record = record.u8(u8::from(versions.finished.is_some()));
+                if let Some((anchor, answer)) = &versions.finished {
+                    record = record.bytes(anchor.as_bytes()).bytes(answer);
+                }
+                record.finish().into()
+            }
+        }
+    }
+
+    /// Reads a command.
+    ///
+    /// # Errors
+    /// It is damaged or of another version: the replica is lost, since skipping it would make replicas differ.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let mut record = RecordReader::new("command", VERSION, bytes)?;
+        let command = match record.u8()? {
+            START => {
+                let (replica, store) = (ReplicaId(record.u64()?), StoreId(record.u64()?));
+                Self::LeaseStart { replica, store, start: record.timestamp()? }
+            }
+            WRITE => Self::Write(decode_versions(&mut record)?),
+            _ => return record.refuse("it is of an unknown kind"),
+        };
+        record.end()?;
+        Ok(command)
+    }
+}
+
+fn decode_versions(record: &mut RecordReader<'_>) -> Result<Versions, RecordError> {
+    let timestamp = record.timestamp()?;
+    let mut changes = Vec::new();
+    for _ in 0..record.u32()? {
+        let key = Key::new(record.bytes()?.to_vec());
+        let there = record.flag()?;
+        let value = Bytes::copy_from_slice(record.bytes()?);
+        changes.push((key, there.then_some(value)));
+    }
+    let finished = match record.flag()? {
+        true => Some((Key::new(record.bytes()?.to_vec()), Bytes::copy_from_slice(record.bytes()?))),
+        false => None,
+    };
+    Ok(Versions { timestamp, changes, finished })
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::keys;
+
+    use super::*;
+
+    #[test]
+    fn commands_read_back_as_written_and_cut_ones_are_refused() {
+        let timestamp = Timestamp { wall: 7, logical: 1 };
+        let changes = vec![(keys::user(b"a"), Some(Bytes::from_static(b"1"))), (keys::user(b"b"), None)];
+        let finished = Some((keys::user(b"a"), Bytes::from_static(b"answer")));
+        for command in [
+            Command::LeaseStart { replica: ReplicaId(1), store: StoreId(2), start: timestamp },
+            Command::Write(Versions { timestamp, changes: changes.clone(), finished }),
+            Command::Write(Versions { timestamp, changes, finished: None }),
+        ] {
+            let bytes = command.encode();
+            assert_eq!(Command::decode(&bytes), Ok(command));
+            assert!((0..bytes.len()).all(|cut| Command::decode(&bytes[..cut]).is_err()));
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Evaluation: what a request reads, and what its write will be. Runs at the leaseholder only, under latches, on state
+//! that shows everything applied so far.
+//!
+//! A write is evaluated once. A retry finds the version that the first try wrote, by its request id, and gets the same
+//! answer (docs/durability.md, "Requests take effect once"). All versions of a batch carry the id, so that each key
+//! tells by itself, wherever a later split puts it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_storage::engine::{EngineError, Reader};
+use flotilla_storage::keys as physical;
+use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds};
+use flotilla_storage::state::{RecordError, RecordReader, RecordWriter, decode_descriptor, encode_descriptor};
+use flotilla_types::{
+    BatchOp, Key, KeySpan, RangeError, RangeReply, Read, Reply, RequestId, Timestamp, Write, WriteResult,
+};
+
+use crate::command::Versions;
+
+/// A client's clock may lag behind the version's by so much: ids are looked for in versions newer than birth minus this.
+const BIRTH_SLACK: Duration = Duration::from_secs(2);
+const FINISHED_VERSION: u8 = 1;
+
+/// Why a request could not be evaluated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// The answer to the caller.
+    Answer(RangeError),
+    /// The engine failed: the replica is lost.
+    Engine(String),
+}
+
+impl From<EngineError> for Failed {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error.to_string())
+    }
+}
+
+impl From<RecordError> for Failed {
+    fn from(error: RecordError) -> Self {
+        Self::Engine(error.to_string())
+    }
+}
+
+/// What a write comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Evaluated {
+    /// Answer now: nothing is to be written.
+    Answer(RangeReply),
+    /// Propose this; answer so when it was applied.
+    Propose(Versions, RangeReply),
+}
+
+/// Evaluates a read.
+pub(crate) fn read(reader: &dyn Reader, read: &Read, window: ReadWindow) -> Result<RangeReply, Failed> {
+    let answer = match read {
+        Read::Get { key } => mvcc::get(reader, key, window).map(Reply::Get),
+        Read::Scan { span, reverse, rows_max, bytes_max } => {
+            let bounds = ScanBounds { reverse: *reverse, rows_max: *rows_max, bytes_max: *bytes_max };
+            mvcc::scan(reader, span, window, bounds).map(Reply::Scan)
+        }
+    };
+    match answer {
+        Ok(reply) => Ok(RangeReply { timestamp: window.at, reply }),
+        Err(MvccError::Uncertain { key, existing }) => {
+            Err(Failed::Answer(RangeError::Uncertain { key, read: window.at, existing }))
+        }
+        Err(MvccError::Engine(error)) => Err(error.into()),
+    }
+}
+
+/// Evaluates a write at or above `floor`, which lies above every read of its keys.
+pub(crate) fn write(reader: &dyn Reader, id: RequestId, write: &Write, floor: Timestamp) -> Result<Evaluated, Failed> {
+    match write {
+        Write::Put { key, value } => blind(reader, id, floor, vec![(key.clone(), Some(value.clone()))]),
+        Write::Delete { key } => blind(reader, id, floor, vec![(key.clone(), None)]),
+        Write::Batch { ops } => batch(reader, id, floor, ops),
+        Write::CompareAndSwap { key, expected, new } => swap(reader, id, floor, key, expected.as_ref(), new.as_ref()),
+        Write::DeleteRange { span, keys_max } => delete_range(reader, id, floor, span, *keys_max),
+        Write::PutMeta { key, descriptor } => {
+            let newest = mvcc::newest(reader, key)?;
+            let known =
+                newest.as_ref().and_then(|version| version.value.as_deref()).map(decode_descriptor).transpose()?;
+            if known.is_some_and(|known| known.generation >= descriptor.generation) {
+                return Ok(Evaluated::Answer(done(floor, WriteResult::Done)));
+            }
+            blind(reader, id, floor, vec![(key.clone(), Some(encode_descriptor(descriptor)))])
+        }
+    }
+}
+
+fn done(timestamp: Timestamp, result: WriteResult) -> RangeReply {
+    RangeReply { timestamp, reply: Reply::Write(result) }
+}
+
+fn propose(timestamp: Timestamp, changes: Vec<(Key, Option<Bytes>)>, result: WriteResult) -> Evaluated {
+    Evaluated::Propose(Versions { timestamp, changes, finished: None }, done(timestamp, result))
+}
+
+fn batch(reader: &dyn Reader, id: RequestId, floor: Timestamp, ops: &[BatchOp]) -> Result<Evaluated, Failed> {
+    let mut changes: Vec<_> = ops
+        .iter()
+        .map(|op| match op {
+            BatchOp::Put { key, value } => (key.clone(), Some(value.clone())),
+            BatchOp::Delete { key } => (key.clone(), None),
+        })
+        .collect();
+    changes.sort_by(|a, b| a.0.cmp(&b.0));
+    if changes.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        let what = "a batch names a key twice: write each key once".to_owned();
+        return Err(Failed::Answer(RangeError::Invalid { what }));
+    }
+    blind(reader, id, floor, changes)
+}
+
+/// Writes that look at nothing but their own repetition.
+fn blind(
+    reader: &dyn Reader,
+    id: RequestId,
+    floor: Timestamp,
+    changes: Vec<(Key, Option<Bytes>)>,
+) -> Result<Evaluated, Failed> {
+    let Some((first, _)) = changes.first() else {
+        return Err(Failed::Answer(RangeError::Invalid {
+            what: "a batch is empty: write at least one key".to_owned(),
+        }));
+    };
+    if let Some(timestamp) = earlier_try(reader, first, id)? {
+        return Ok(Evaluated::Answer(done(timestamp, WriteResult::Done)));
+    }
+    let mut timestamp = floor;
+    for (key, _) in &changes {
+        timestamp = timestamp.max(above_newest(reader, key)?);
+    }
+    Ok(propose(timestamp, changes, WriteResult::Done))
+}
+
+fn swap(
+    reader: &dyn Reader,
+    id: RequestId,
+    floor: Timestamp,
+    key: &Key,
+    expected: Option<&Bytes>,
+    new: Option<&Bytes>,
+) -> Result<Evaluated, Failed> {
+    if let Some(timestamp) = earlier_try(reader, key, id)? {
+        return Ok(Evaluated::Answer(done(timestamp, WriteResult::Done)));
+    }
+    let newest = mvcc::newest(reader, key)?;
+    let timestamp = newest.as_ref().map_or(floor, |version| floor.max(version.timestamp.next()));
+    let actual = newest.and_then(|version| version.value);
+    if actual.as_ref() != expected {
+        return Ok(Evaluated::Answer(done(timestamp, WriteResult::ConditionFailed { actual })));
+    }
+    Ok(propose(timestamp, vec![(key.clone(), new.cloned())], WriteResult::Done))
+}
+
+fn delete_range(
+    reader: &dyn Reader,
+    id: RequestId,
+    floor: Timestamp,
+    span: &KeySpan,
+    keys_max: u64,
+) -> Result<Evaluated, Failed> {
+    if let Some(answer) = reader.get(&physical::finished(&span.start, id))? {
+        return Ok(Evaluated::Answer(decode_finished(&answer)?));
+    }
+    let bounds = ScanBounds { reverse: false, rows_max: keys_max.max(1), bytes_max: u64::MAX };
+    let found = mvcc::scan(reader, span, ReadWindow::exactly(Timestamp::MAX), bounds);
+    let found = found.map_err(|error| Failed::Engine(error.to_string()))?;
+    let timestamp = found.rows.iter().map(|row| row.timestamp.next()).fold(floor, Timestamp::max);
+    let keys = found.rows.len() as u64;
+    let reply = done(timestamp, WriteResult::Deleted { keys, resume: found.resume });
+    let changes = found.rows.into_iter().map(|row| (row.key, None)).collect();
+    let finished = Some((span.start.clone(), encode_finished(&reply)));
+    Ok(Evaluated::Propose(Versions { timestamp, changes, finished }, reply))
+}
+
+fn encode_finished(reply: &RangeReply) -> Bytes {
+    let record = RecordWriter::new(FINISHED_VERSION).timestamp(reply.timestamp);
+    let Reply::Write(WriteResult::Deleted { keys, resume }) = &reply.reply else {
+        return record.u64(0).u8(0).bytes(&[]).finish().into();
+    };
+    let resume_bytes = resume.as_ref().map(Key::as_bytes).unwrap_or_default();
+    record.u64(*keys).u8(u8::from(resume.is_some())).bytes(resume_bytes).finish().into()
+}
+
+fn decode_finished(bytes: &[u8]) -> Result<RangeReply, RecordError> {
+    let mut record = RecordReader::new("finished request", FINISHED_VERSION, bytes)?;
+    let (timestamp, keys, resumes) = (record.timestamp()?, record.u64()?, record.flag()?);
+    let key = Key::new(record.bytes()?.to_vec());
+    record.end()?;
+    Ok(done(timestamp, WriteResult::Deleted { keys, resume: resumes.then_some(key) }))
+}
+
+/// When an earlier try of the request wrote the key.
+fn earlier_try(reader: &dyn Reader, key: &Key, id: RequestId) -> Result<Option<Timestamp>, Failed> {
+    let born = Timestamp::from_wall(id.born_ms().saturating_mul(1_000_000)).minus(BIRTH_SLACK);
+    Ok(mvcc::find_request(reader, key, id, born)?.map(|version| version.timestamp))
+}
+
+fn above_newest(reader: &dyn Reader, key: &Key) -> Result<Timestamp, Failed> {
+    Ok(mvcc::newest(reader, key)?.map_or(Timestamp::ZERO, |version| version.timestamp.next()))
+}

@@ -1,0 +1,371 @@
+//! The fleet: all replicas of one store, driven by one thread.
+//!
+//! One turn: take events; evaluate what holds its latches, on an engine that shows every write of the turns before;
+//! propose; take what each touched group wants; apply what was committed, all ranges in one batch; then reply. Only
+//! ranges that something happened to, or whose time has come, are looked at.
+//!
+//! This version holds ranges that were there at the bootstrap: it neither splits nor moves nor truncates them, and a
+//! replica that needs a snapshot waits. Reads need a supported lease; there is no read-index fallback.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_storage::engine::{Reader, WriteBatch};
+use flotilla_storage::log::{LogHead, LogOp};
+use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, StoreId, Timestamp};
+
+use crate::boot::{self, BootError};
+use crate::event::{Effect, Event, Now, Ticket};
+use crate::message::{Beat, BeatReply, PeerMessage};
+use crate::raft::{self, Ctx, Group, GroupBoot, GroupConfig, GroupReady, LogRead, Role, Support};
+use crate::replica::Replica;
+
+/// Settings of a fleet.
+#[derive(Debug, Clone)]
+pub struct FleetConfig {
+    /// The store whose replicas these are.
+    pub store: StoreId,
+    /// Of every group.
+    pub group: GroupConfig,
+}
+
+/// A range as this store sees it, for people and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RangeStatus {
+    /// Its descriptor.
+    pub descriptor: RangeDescriptor,
+    /// Whether the replica here leads and may propose.
+    pub leads: bool,
+    /// Its applied index.
+    pub applied: LogIndex,
+    /// Running checksum of all applied commands.
+    pub sum: u64,
+    /// Where its newest lease started.
+    pub lease_start: Timestamp,
+}
+
+/// All replicas of one store. See the module's page.
+pub struct Fleet {
+    config: FleetConfig,
+    replicas: BTreeMap<RangeId, Replica>,
+    /// Ranges to look at in this turn.
+    touched: BTreeSet<RangeId>,
+    /// When each range wants a turn, and the same the other way round.
+    wakes: BTreeSet<(Duration, RangeId)>,
+    wake_of: BTreeMap<RangeId, Duration>,
+    next_ticket: Ticket,
+    /// Log writes under way: which groups wait for them, with their number.
+    writing: BTreeMap<Ticket, Vec<(RangeId, u64)>>,
+    suspended: bool,
+}
+
+impl Fleet {
+    /// Takes up every replica that the engine holds.
+    ///
+    /// # Errors
+    /// The store contradicts itself and must not start.
+    pub fn boot(
+        config: FleetConfig,
+        engine: &dyn Reader,
+        log: Arc<dyn LogRead>,
+        heads: &[(RangeId, LogHead)],
+        mono: Duration,
+    ) -> Result<(Self, Vec<Effect>), BootError> {
+        let mut fleet = Self {
+            config,
+            replicas: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            wakes: BTreeSet::new(),
+            wake_of: BTreeMap::new(),
+            next_ticket: Ticket(1),
+            writing: BTreeMap::new(),
+            suspended: false,
+        };
+        let mut effects = Vec::new();
+        for (range, found) in boot::find(engine, heads)? {
+            let started = found.head.map_err(str::to_owned).and_then(|head| {
+                let boot = GroupBoot {
+                    range,
+                    me: found.me,
+                    store: fleet.config.store,
+                    descriptor: Some(&found.state.descriptor),
+                    head,
+                    applied: found.state.applied.pos,
+                    lease: found.state.lease,
+                    commit_at_least: LogIndex(0),
+                    mono,
+                };
+                Group::start(&boot, &fleet.config.group, Arc::clone(&log)).map_err(|why| why.to_string())
+            });
+            match started {
+                Ok(group) => {
+                    fleet.replicas.insert(range, Replica::new(found.me, fleet.config.store, group, found.state));
+                    fleet.touched.insert(range);
+                }
+                Err(why) => effects.push(Effect::Lost { range, why }),
+            }
+        }
+        let stores = fleet.replicas.values().flat_map(|replica| &replica.state.descriptor.replicas);
+        let peers = stores.map(|replica| replica.store).filter(|store| *store != fleet.config.store).collect();
+        effects.push(Effect::Peers(peers));
+        Ok((fleet, effects))
+    }
+
+    /// Whether another turn is wanted at once.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// When a turn is wanted although nothing happens.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Duration> {
+        self.wakes.first().map(|(at, _)| *at)
+    }
+
+    /// How many ranges are led here.
+    #[must_use]
+    pub fn led(&self) -> usize {
+        self.replicas.values().filter(|replica| replica.group.role().role == Role::Leader).count()
+    }
+
+    /// Every range, ascending.
+    #[must_use]
+    pub fn status(&self) -> Vec<RangeStatus> {
+        let of = |replica: &Replica| RangeStatus {
+            descriptor: replica.state.descriptor.clone(),
+            leads: replica.group.usable(),
+            applied: replica.state.applied.pos.index,
+            sum: replica.state.applied.sum,
+            lease_start: replica.state.lease.start,
+        };
+        self.replicas.values().map(of).collect()
+    }
+
+    /// One turn. See the module's page.
+    pub fn step(&mut self, events: Vec<Event>, now: Now, engine: &dyn Reader, support: &dyn Support) -> Vec<Effect> {
+        let ctx = Ctx { now: now.hlc, mono: now.mono, support, may_campaign: !self.suspended };
+        let mut turn = Turn::default();
+        for event in events {
+            self.take(&ctx, event, &mut turn);
+        }
+        self.wake_due(now.mono);
+        for range in std::mem::take(&mut self.touched) {
+            self.turn_of(&ctx, range, engine, &mut turn);
+        }
+        self.finish(turn)
+    }
+
+    fn take(&mut self, ctx: &Ctx<'_>, event: Event, turn: &mut Turn) {
+        match event {
+            Event::Message { from, message } => self.message(ctx, from, message),
+            Event::Request { token, request } => {
+                let range = request.range;
+                if self.suspended {
+                    let why = "its clock or its disk is not trusted at this moment".to_owned();
+                    let error = RangeError::StoreNotServing { store: self.config.store, why };
+                    return turn.effects.push(Effect::Reply { token, result: Err(error) });
+                }
+                match self.replicas.get_mut(&range) {
+                    Some(replica) => replica.request(ctx, token, request, &mut turn.effects),
+                    None => {
+                        let error = RangeError::RangeNotFound { range, store: self.config.store };
+                        turn.effects.push(Effect::Reply { token, result: Err(error) });
+                    }
+                }
+                self.touch(range);
+            }
+            Event::Persisted(through) => self.persisted(ctx, through, turn),
+            Event::SupportLeft { peer, epoch } => {
+                self.each(|replica| replica.group.support_left(ctx, peer, epoch));
+            }
+            Event::SupportChanged => self.each(|replica| replica.group.support_changed(ctx)),
+            Event::Unreachable(store) => self.each(|replica| replica.group.unreachable(ctx, store)),
+            Event::Suspended(suspended) => self.suspended = suspended,
+            // No range of this version waits for a flush, a snapshot, a hash or a full disk.
+            Event::Flushed(_)
+            | Event::SnapshotReceived { .. }
+            | Event::SnapshotSent { .. }
+            | Event::Ingested(_)
+            | Event::Hashed { .. }
+            | Event::DiskFull(_)
+            | Event::Drain => {}
+        }
+    }
+
+    /// Rare events that concern every range.
+    fn each(&mut self, mut what: impl FnMut(&mut Replica)) {
+        self.replicas.values_mut().for_each(&mut what);
+        self.touched.extend(self.replicas.keys());
+    }
+
+    fn touch(&mut self, range: RangeId) {
+        if self.replicas.contains_key(&range) {
+            self.touched.insert(range);
+        }
+    }
+
+    fn message(&mut self, ctx: &Ctx<'_>, from: StoreId, message: PeerMessage) {
+        match message {
+            PeerMessage::Raft(envelope) => {
+                if let Some(group) = self.group(envelope.range) {
+                    group.receive(ctx, from, &envelope);
+                }
+            }
+            PeerMessage::Beats(beats) => {
+                for beat in &beats {
+                    if let Some(group) = self.group(beat.range) {
+                        group.receive_beat(ctx, from, beat);
+                    }
+                }
+            }
+            PeerMessage::BeatReplies(replies) => {
+                for reply in &replies {
+                    if let Some(group) = self.group(reply.range) {
+                        group.receive_beat_reply(ctx, from, reply);
+                    }
+                }
+            }
+            PeerMessage::Release { range, replica, term } => {
+                if let Some(group) = self.group(range) {
+                    group.receive_release(ctx, replica, term);
+                }
+            }
+            // Replicas are not removed in this version.
+            PeerMessage::Removed { .. } => {}
+        }
+    }
+
+    /// The group of a range that something happens to.
+    fn group(&mut self, range: RangeId) -> Option<&mut Group> {
+        let replica = self.replicas.get_mut(&range)?;
+        self.touched.insert(range);
+        Some(&mut replica.group)
+    }
+
+    fn persisted(&mut self, ctx: &Ctx<'_>, through: Ticket, turn: &mut Turn) {
+        while let Some(entry) = self.writing.first_entry()
+            && *entry.key() <= through
+        {
+            for (range, number) in entry.remove() {
+                if let Some(replica) = self.replicas.get_mut(&range) {
+                    let sends = replica.group.persisted(ctx, number);
+                    turn.send(range, sends, replica);
+                    self.touched.insert(range);
+                }
+            }
+        }
+    }
+
+    fn wake_due(&mut self, mono: Duration) {
+        while let Some((at, range)) = self.wakes.first().copied()
+            && at <= mono
+        {
+            self.wakes.remove(&(at, range));
+            self.wake_of.remove(&range);
+            self.touched.insert(range);
+        }
+    }
+
+    fn turn_of(&mut self, ctx: &Ctx<'_>, range: RangeId, engine: &dyn Reader, turn: &mut Turn) {
+        let Some(replica) = self.replicas.get_mut(&range) else { return };
+        replica.expire(ctx, &mut turn.effects);
+        replica.group.tick(ctx);
+        replica.evaluate_granted(ctx, engine, &mut turn.effects);
+        while let Some(ready) = replica.group.ready(ctx) {
+            let ended = ready.snapshot.is_some();
+            turn.take(ctx, range, ready, replica);
+            if ended {
+                break;
+            }
+        }
+        // A leader that was just elected, and requests whose latches came free, go on in the next turn, on an engine that
+        // shows what this one wrote.
+        if replica.has_work() || replica.group.needs_lease_start() {
+            self.touched.insert(range);
+        }
+        let wake = replica.next_wake();
+        if let Some(before) = self.wake_of.remove(&range) {
+            self.wakes.remove(&(before, range));
+        }
+        if let Some(at) = wake {
+            self.wakes.insert((at, range));
+            self.wake_of.insert(range, at);
+        }
+    }
+
+    /// Puts the turn's effects in order: write, append, send, reply.
+    fn finish(&mut self, turn: Turn) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if !turn.batch.is_empty() {
+            effects.push(Effect::Write(turn.batch));
+        }
+        if !turn.log_ops.is_empty() || !turn.numbers.is_empty() {
+            let ticket = self.next_ticket;
+            self.next_ticket = Ticket(ticket.0 + 1);
+            self.writing.insert(ticket, turn.numbers);
+            effects.push(Effect::Append { ticket, ops: turn.log_ops });
+        }
+        effects.extend(turn.messages.into_iter().map(|(to, message)| Effect::Send { to, message }));
+        effects
+            .extend(turn.beats.into_iter().map(|(to, beats)| Effect::Send { to, message: PeerMessage::Beats(beats) }));
+        let replies = turn.beat_replies.into_iter();
+        effects.extend(replies.map(|(to, replies)| Effect::Send { to, message: PeerMessage::BeatReplies(replies) }));
+        effects.extend(turn.effects);
+        effects.extend(turn.replies);
+        effects
+    }
+}
+
+/// What one turn gathers over all its ranges.
+#[derive(Default)]
+struct Turn {
+    batch: WriteBatch,
+    log_ops: Vec<LogOp>,
+    numbers: Vec<(RangeId, u64)>,
+    messages: Vec<(StoreId, PeerMessage)>,
+    beats: BTreeMap<StoreId, Vec<Beat>>,
+    beat_replies: BTreeMap<StoreId, Vec<BeatReply>>,
+    effects: Vec<Effect>,
+    /// Answers to what the batch writes.
+    replies: Vec<Effect>,
+}
+
+impl Turn {
+    fn send(&mut self, range: RangeId, sends: raft::Sends, replica: &mut Replica) {
+        let messages = sends.messages.into_iter();
+        self.messages.extend(messages.map(|(to, envelope)| (to, PeerMessage::Raft(envelope))));
+        for (to, beat) in sends.beats {
+            self.beats.entry(to).or_default().push(beat);
+        }
+        let applied = replica.state.applied;
+        for (to, reply) in sends.beat_replies {
+            self.beat_replies.entry(to).or_default().push(BeatReply { sum: applied.sum, ..reply });
+        }
+        if !sends.wants_snapshot.is_empty() {
+            tracing::warn!(%range, "a replica needs a snapshot, which this version does not send");
+        }
+    }
+
+    fn take(&mut self, ctx: &Ctx<'_>, range: RangeId, ready: GroupReady, replica: &mut Replica) {
+        self.log_ops.extend(ready.log_ops);
+        self.numbers.extend(ready.number.map(|number| (range, number)));
+        for (to, term) in ready.releases {
+            self.messages.push((to, PeerMessage::Release { range, replica: replica.id(), term }));
+        }
+        if let Some(role) = ready.role {
+            replica.role_changed(role, &mut self.effects);
+            if role.role == Role::Leader {
+                self.effects.push(Effect::Lead { descriptor: replica.state.descriptor.clone() });
+            }
+        }
+        if !ready.committed.is_empty()
+            && let Err(why) = replica.apply_committed(ctx, &ready.committed, &mut self.batch, &mut self.replies)
+        {
+            replica.group.lose(ctx, raft::LossReason::Boot(why.clone()));
+            self.effects.push(Effect::Lost { range, why });
+        }
+        self.send(range, ready.sends, replica);
+    }
+}

@@ -1,0 +1,337 @@
+//! One replica that lives here: its group, its state, and the requests that wait or are under way at it.
+//!
+//! The road of a request through this file: `request` (admit) → latches (sequence) → `evaluate_granted` (evaluate,
+//! propose) → `apply_committed` (apply, reply). A request leaves at each step with an answer, and exactly one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flotilla_storage::engine::{Reader, WriteBatch};
+use flotilla_storage::log::LogEntry;
+use flotilla_storage::mvcc::ReadWindow;
+use flotilla_types::{
+    Command as RangeCommand, KeySpan, LogIndex, RangeError, RangeReply, RangeRequest, ReadAt, ReplicaId, RequestId,
+    StoreId, Term, Timestamp, Write,
+};
+
+use crate::apply::State;
+use crate::command::Command;
+use crate::entry::{EntryCommand, Payload};
+use crate::evaluate::{self, Evaluated, Failed};
+use crate::event::{Effect, Token};
+use crate::latches::{Access, LatchId, Latches};
+use crate::raft::{Ctx, Group, LossReason, Role, RoleState};
+use crate::timestamp_cache::TimestampCache;
+
+/// Requests that may hold latches or wait for them in one range: some rounds of consensus at full speed.
+const OPEN_MAX: usize = 4096;
+/// Pieces of the timestamp cache; at about 100 bytes each.
+const CACHE_PIECES: usize = 4096;
+/// When a full range may be asked again.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// A request between admission and its answer or proposal.
+struct Open {
+    token: Token,
+    request: RangeRequest,
+    deadline: Duration,
+}
+
+/// A proposed command's caller.
+struct Proposed {
+    token: Token,
+    latch: LatchId,
+    reply: RangeReply,
+}
+
+/// A replica.
+pub(crate) struct Replica {
+    me: ReplicaId,
+    store: StoreId,
+    pub(crate) group: Group,
+    pub(crate) state: State,
+    latches: Latches,
+    cache: TimestampCache,
+    open: BTreeMap<LatchId, Open>,
+    /// Open requests by deadline.
+    deadlines: BTreeMap<(Duration, LatchId), ()>,
+    /// Open requests that hold their latches and wait to be evaluated in the next turn.
+    granted: Vec<LatchId>,
+    /// Commands in the log, by the entry that carries them.
+    proposed: BTreeMap<LogIndex, (Term, Vec<Proposed>)>,
+}
+
+impl Replica {
+    pub(crate) fn new(me: ReplicaId, store: StoreId, group: Group, state: State) -> Self {
+        Self {
+            me,
+            store,
+            group,
+            state,
+            latches: Latches::default(),
+            cache: TimestampCache::new(Timestamp::ZERO, CACHE_PIECES),
+            open: BTreeMap::new(),
+            deadlines: BTreeMap::new(),
+            granted: Vec::new(),
+            proposed: BTreeMap::new(),
+        }
+    }
+
+    /// Its id within the range.
+    pub(crate) const fn id(&self) -> ReplicaId {
+        self.me
+    }
+
+    /// Whether something waits for the next turn.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.granted.is_empty()
+    }
+
+    /// When a deadline or the group wants a turn.
+    pub(crate) fn next_wake(&self) -> Option<Duration> {
+        let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
+        deadline.into_iter().chain(self.group.next_wake()).min()
+    }
+
+    /// Admission and sequencing.
+    pub(crate) fn request(&mut self, ctx: &Ctx<'_>, token: Token, request: RangeRequest, effects: &mut Vec<Effect>) {
+        let spans = match self.admit(&request) {
+            Ok(spans) => spans,
+            Err(error) => return effects.push(Effect::Reply { token, result: Err(error) }),
+        };
+        let deadline = ctx.mono + request.timeout;
+        let (latch, held) = self.latches.acquire(spans);
+        self.open.insert(latch, Open { token, request, deadline });
+        self.deadlines.insert((deadline, latch), ());
+        if held {
+            self.granted.push(latch);
+        }
+    }
+
+    fn admit(&self, request: &RangeRequest) -> Result<Vec<(KeySpan, Access)>, RangeError> {
+        let range = self.state.descriptor.range;
+        let Some(span) = request.command.span() else {
+            let what = "this version does not change ranges on request".to_owned();
+            return Err(RangeError::Invalid { what });
+        };
+        if span.start >= span.end {
+            return Err(RangeError::Invalid { what: format!("{span} is empty: its end must lie above its start") });
+        }
+        if !self.state.descriptor.span.covers(&span) {
+            return Err(RangeError::RangeMismatch { range, span, known: vec![self.state.descriptor.clone()] });
+        }
+        self.check_usable()?;
+        if self.open.len() + self.proposed.len() >= OPEN_MAX {
+            return Err(RangeError::Overloaded { queue: "the range's latches", retry_after: RETRY_AFTER });
+        }
+        Ok(match &request.command {
+            RangeCommand::Write { write: Write::Batch { ops }, .. } => {
+                ops.iter().map(|op| (KeySpan::point(op.key().clone()), Access::Write)).collect()
+            }
+            RangeCommand::Write { .. } => vec![(span, Access::Write)],
+            RangeCommand::Read { .. } | RangeCommand::Admin(_) => vec![(span, Access::Read)],
+        })
+    }
+
+    fn check_usable(&self) -> Result<(), RangeError> {
+        if self.group.usable() { Ok(()) } else { Err(self.not_leaseholder()) }
+    }
+
+    fn not_leaseholder(&self) -> RangeError {
+        let role = self.group.role();
+        let leader = role.leader.and_then(|leader| self.state.descriptor.replica(leader)).map(|leader| leader.store);
+        RangeError::NotLeaseholder { range: self.state.descriptor.range, leader, term: role.term }
+    }
+
+    /// Ends the requests whose time is over before they were proposed.
+    pub(crate) fn expire(&mut self, ctx: &Ctx<'_>, effects: &mut Vec<Effect>) {
+        while let Some(entry) = self.deadlines.first_entry()
+            && entry.key().0 <= ctx.mono
+        {
+            let ((_, latch), ()) = entry.remove_entry();
+            let error = RangeError::DeadlineExceeded { range: self.state.descriptor.range };
+            self.answer(latch, Err(error), effects);
+        }
+    }
+
+    /// Evaluates all requests that hold their latches, and proposes what they write as one entry.
+    pub(crate) fn evaluate_granted(&mut self, ctx: &Ctx<'_>, engine: &dyn Reader, effects: &mut Vec<Effect>) {
+        self.propose_lease_start(ctx);
+        let (mut commands, mut callers) = (Vec::new(), Vec::new());
+        for latch in std::mem::take(&mut self.granted) {
+            let Some(open) = self.open.get(&latch) else { continue };
+            let request = open.request.clone();
+            match self.evaluate(ctx, engine, &request) {
+                Ok(Evaluated::Answer(reply)) => self.answer(latch, Ok(reply), effects),
+                Ok(Evaluated::Propose(versions, reply)) => {
+                    let RangeCommand::Write { id, .. } = request.command else { continue };
+                    commands.push(EntryCommand { request: id, body: Command::Write(versions).encode() });
+                    callers.extend(self.close(latch).map(|token| Proposed { token, latch, reply }));
+                }
+                Err(Failed::Answer(error)) => self.answer(latch, Err(error), effects),
+                Err(Failed::Engine(why)) => {
+                    self.answer(latch, Err(self.not_leaseholder()), effects);
+                    self.group.lose(ctx, LossReason::Boot(why));
+                }
+            }
+        }
+        if !commands.is_empty() {
+            self.propose(ctx, commands, callers, effects);
+        }
+    }
+
+    fn evaluate(&mut self, ctx: &Ctx<'_>, engine: &dyn Reader, request: &RangeRequest) -> Result<Evaluated, Failed> {
+        self.check_usable().map_err(Failed::Answer)?;
+        let Some(span) = request.command.span() else {
+            return Err(Failed::Answer(RangeError::Invalid { what: "nothing to do".to_owned() }));
+        };
+        match &request.command {
+            RangeCommand::Read { at, read } => {
+                let window = self.serve_at(ctx, *at).map_err(Failed::Answer)?;
+                // Entered before it is answered, and also if it fails: an error tells something too.
+                self.cache.read(&span, window.at);
+                evaluate::read(engine, read, window).map(Evaluated::Answer)
+            }
+            RangeCommand::Write { id, write } => {
+                let floor = ctx.now.max(self.state.lease.start).max(self.cache.highest(&span).next());
+                let evaluated = evaluate::write(engine, *id, write, floor)?;
+                if let Evaluated::Answer(reply) = &evaluated {
+                    // An answer that does not pass the log is a read of the present: it needs the lease.
+                    self.serve_at(ctx, ReadAt::Leaseholder).map_err(Failed::Answer)?;
+                    self.cache.read(&span, reply.timestamp.max(ctx.now));
+                }
+                Ok(evaluated)
+            }
+            RangeCommand::Admin(_) => Err(Failed::Answer(RangeError::Invalid {
+                what: "this version does not change ranges on request".to_owned(),
+            })),
+        }
+    }
+
+    /// Leases 6.1: a read needs its uncertainty limit below U.
+    fn serve_at(&mut self, ctx: &Ctx<'_>, at: ReadAt) -> Result<ReadWindow, RangeError> {
+        let window = match at {
+            ReadAt::Leaseholder => ReadWindow::exactly(ctx.now.max(self.state.lease.start)),
+            ReadAt::Timestamp { timestamp, limit } => ReadWindow { at: timestamp, limit: limit.max(timestamp) },
+        };
+        if window.limit < self.group.lease_until(ctx) {
+            return Ok(window);
+        }
+        let range = self.state.descriptor.range;
+        let why = "its leader is not supported by a quorum of stores at this moment".to_owned();
+        Err(RangeError::RangeUnavailable { range, why })
+    }
+
+    fn propose_lease_start(&mut self, ctx: &Ctx<'_>) {
+        if !self.group.needs_lease_start() {
+            return;
+        }
+        let command = Command::LeaseStart { replica: self.me, store: self.store, start: ctx.now };
+        // Nobody asked for it, and nobody will ask again.
+        let commands = vec![EntryCommand { request: RequestId([0; 16]), body: command.encode() }];
+        let payload = Payload { term: self.group.term(), commands };
+        if let Err(refused) = self.group.propose_lease_start(ctx, payload.encode(self.state.descriptor.range)) {
+            tracing::debug!(range = %self.state.descriptor.range, %refused, "LeaseStart was not taken; the next turn tries again");
+        }
+    }
+
+    fn propose(
+        &mut self,
+        ctx: &Ctx<'_>,
+        commands: Vec<EntryCommand>,
+        callers: Vec<Proposed>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let payload = Payload { term: self.group.term(), commands };
+        match self.group.propose(ctx, payload.encode(self.state.descriptor.range)) {
+            Ok(pos) => {
+                self.proposed.insert(pos.index, (pos.term, callers));
+            }
+            Err(refused) => {
+                // Nothing was appended, so nothing was done.
+                let why = refused.to_string();
+                for caller in callers {
+                    let range = self.state.descriptor.range;
+                    let result = Err(RangeError::RangeUnavailable { range, why: why.clone() });
+                    effects.push(Effect::Reply { token: caller.token, result });
+                    self.release(caller.latch);
+                }
+            }
+        }
+    }
+
+    /// Applies committed entries into the batch. Replies come after the batch is written.
+    ///
+    /// # Errors
+    /// An entry cannot be read: the replica is lost.
+    pub(crate) fn apply_committed(
+        &mut self,
+        ctx: &Ctx<'_>,
+        entries: &[LogEntry],
+        batch: &mut WriteBatch,
+        replies: &mut Vec<Effect>,
+    ) -> Result<(), String> {
+        for entry in entries {
+            let done = self.state.apply(entry, batch)?;
+            if done.lease {
+                self.cache.raise_low_water(self.state.lease.start);
+                self.group.note_applied_lease(ctx, &self.state.lease);
+            }
+            self.reply_applied(entry, done.accepted, replies);
+        }
+        self.state.write_applied(batch);
+        self.group.advance_applied(ctx, self.state.applied.pos);
+        Ok(())
+    }
+
+    fn reply_applied(&mut self, entry: &LogEntry, accepted: bool, replies: &mut Vec<Effect>) {
+        let Some((term, callers)) = self.proposed.remove(&entry.pos.index) else { return };
+        for caller in callers {
+            let result = if term == entry.pos.term && accepted {
+                Ok(caller.reply)
+            } else {
+                // Another entry took the place, or the term had ended: this one was not done and never will be.
+                Err(self.not_leaseholder())
+            };
+            replies.push(Effect::Reply { token: caller.token, result });
+            self.release(caller.latch);
+        }
+    }
+
+    /// Leadership is gone: what is in the log has an unknown outcome, what is not was not done.
+    pub(crate) fn role_changed(&mut self, role: RoleState, effects: &mut Vec<Effect>) {
+        if role.role == Role::Leader {
+            return;
+        }
+        for (_, callers) in std::mem::take(&mut self.proposed).into_values() {
+            for caller in callers {
+                let why = "leadership moved while the command was in the log".to_owned();
+                effects.push(Effect::Reply { token: caller.token, result: Err(RangeError::Ambiguous { why }) });
+            }
+        }
+        for open in std::mem::take(&mut self.open).into_values() {
+            effects.push(Effect::Reply { token: open.token, result: Err(self.not_leaseholder()) });
+        }
+        self.deadlines.clear();
+        self.granted.clear();
+        self.latches = Latches::default();
+    }
+
+    /// Takes a request off the list of those that wait; its latches stay.
+    fn close(&mut self, latch: LatchId) -> Option<Token> {
+        let open = self.open.remove(&latch)?;
+        self.deadlines.remove(&(open.deadline, latch));
+        Some(open.token)
+    }
+
+    fn answer(&mut self, latch: LatchId, result: Result<RangeReply, RangeError>, effects: &mut Vec<Effect>) {
+        if let Some(token) = self.close(latch) {
+            effects.push(Effect::Reply { token, result });
+        }
+        self.release(latch);
+    }
+
+    fn release(&mut self, latch: LatchId) {
+        self.granted.extend(self.latches.release(latch));
+    }
+}
