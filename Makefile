@@ -1,7 +1,7 @@
 # Every target installs what the machine lacks first, and shares one profile and one target directory, so that RocksDB
 # is compiled once (docs/adr/0002-one-profile.md).
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/flotilla/target
-# Set after the packages are there: a changed compiler name would compile RocksDB anew.
+# Always these names: another name for the same compiler would compile RocksDB anew.
 export CC := ccache cc
 export CXX := ccache c++
 

@@ -141,6 +141,9 @@ mod tests {
         assert!(latches.is_empty());
     }
 
+    /// Open commands: what they want, and whether they hold it.
+    type OpenCommands = BTreeMap<LatchId, (Vec<(KeySpan, Access)>, bool)>;
+
     proptest! {
         /// Nobody holds a latch that conflicts with an earlier open command, everybody gets theirs in the end, and
         /// nobody waits who need not.
@@ -149,8 +152,8 @@ mod tests {
             commands in prop::collection::vec((0u8..6, 1u8..4, any::<bool>(), any::<prop::sample::Index>()), 1..60),
         ) {
             let mut latches = Latches::default();
-            let mut open: BTreeMap<LatchId, (Vec<(KeySpan, Access)>, bool)> = BTreeMap::new();
-            let check = |open: &BTreeMap<LatchId, (Vec<(KeySpan, Access)>, bool)>| {
+            let mut open = OpenCommands::new();
+            let check = |open: &OpenCommands| {
                 open.iter().all(|(id, (spans, held))| {
                     let free = open.range(..*id).all(|(_, (earlier, _))| !conflict(earlier, spans));
                     free == *held

@@ -378,9 +378,7 @@ impl Staged<'_> {
 }
 
 fn entry_to_raft(entry: &LogEntry) -> eraftpb::Entry {
-    let mut raft = eraftpb::Entry::default();
-    raft.index = entry.pos.index.0;
-    raft.term = entry.pos.term.0;
+    let mut raft = eraftpb::Entry { index: entry.pos.index.0, term: entry.pos.term.0, ..Default::default() };
     raft.set_entry_type(match entry.kind {
         1 => eraftpb::EntryType::EntryConfChange,
         2 => eraftpb::EntryType::EntryConfChangeV2,

@@ -4,6 +4,8 @@
 //! here does IO, waits, or asks a clock. Values that came from a network, a disk or a user become these
 //! types at the door, so that the rooms behind it need not check again.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod descriptor;
 mod error;
 mod hlc;
