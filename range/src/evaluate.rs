@@ -72,6 +72,12 @@ pub(crate) fn read(reader: &dyn Reader, read: &Read, window: ReadWindow) -> Resu
 
 /// Evaluates a write at or above `floor`, which lies above every read of its keys.
 pub(crate) fn write(reader: &dyn Reader, id: RequestId, write: &Write, floor: Timestamp) -> Result<Evaluated, Failed> {
+    // Versions are written at or above `floor`; the id of one that was born later would not be looked for there.
+    if birth(id) >= floor.plus(BIRTH_SLACK) {
+        let what =
+            format!("the request id {id} was born in the future: set the client's clock, or learn the cluster's time");
+        return Err(Failed::Answer(RangeError::Invalid { what }));
+    }
     match write {
         Write::Put { key, value } => blind(reader, id, floor, vec![(key.clone(), Some(value.clone()))]),
         Write::Delete { key } => blind(reader, id, floor, vec![(key.clone(), None)]),
@@ -194,10 +200,14 @@ fn decode_finished(bytes: &[u8]) -> Result<RangeReply, RecordError> {
     Ok(done(timestamp, WriteResult::Deleted { keys, resume: resumes.then_some(key) }))
 }
 
+/// When the intention was born, by its client's clock.
+fn birth(id: RequestId) -> Timestamp {
+    Timestamp::from_wall(id.born_ms().saturating_mul(1_000_000))
+}
+
 /// When an earlier try of the request wrote the key.
 fn earlier_try(reader: &dyn Reader, key: &Key, id: RequestId) -> Result<Option<Timestamp>, Failed> {
-    let born = Timestamp::from_wall(id.born_ms().saturating_mul(1_000_000)).minus(BIRTH_SLACK);
-    Ok(mvcc::find_request(reader, key, id, born)?.map(|version| version.timestamp))
+    Ok(mvcc::find_request(reader, key, id, birth(id).minus(BIRTH_SLACK))?.map(|version| version.timestamp))
 }
 
 fn above_newest(reader: &dyn Reader, key: &Key) -> Result<Timestamp, Failed> {

@@ -171,6 +171,7 @@ impl Replica {
                 Err(Failed::Answer(error)) => self.answer(latch, Err(error), effects),
                 Err(Failed::Engine(why)) => {
                     self.answer(latch, Err(self.not_leaseholder()), effects);
+                    effects.push(Effect::Lost { range: self.state.descriptor.range, why: why.clone() });
                     self.group.lose(ctx, LossReason::Boot(why));
                 }
             }
@@ -214,6 +215,11 @@ impl Replica {
             ReadAt::Leaseholder => ReadWindow::exactly(ctx.now.max(self.state.lease.start)),
             ReadAt::Timestamp { timestamp, limit } => ReadWindow { at: timestamp, limit: limit.max(timestamp) },
         };
+        // A write pushed above such a read would be acknowledged before the present reaches it, and reads of the present
+        // would miss it. A gateway's clock is never ahead of ours here: its frame has moved ours.
+        if window.at > ctx.now.max(self.state.lease.start) {
+            return Err(RangeError::FutureTimestamp { timestamp: window.at });
+        }
         if window.limit < self.group.lease_until(ctx) {
             return Ok(window);
         }

@@ -414,3 +414,39 @@ fn a_minority_acknowledges_nothing_and_says_so_in_time() {
     world.run_until("an answer", |world| world.answers.contains_key(&token));
     assert!(matches!(world.answers[&token], Err(RangeError::Ambiguous { .. })), "{:?}", world.answers[&token]);
 }
+
+#[test]
+fn what_comes_from_the_future_is_refused() {
+    let mut world = World::new();
+    world.write(1, put("k", "1")).unwrap();
+    let later = world.time + Duration::from_secs(60);
+    let id = RequestId::new(later.as_millis() as u64, 1, 2);
+    let refused = world.call(&Command::Write { id, write: put("k", "2") });
+    assert!(matches!(refused, Err(RangeError::Invalid { .. })), "its retries could not be recognised");
+    let leader = world.leader(USER).unwrap();
+    let timestamp = Timestamp::from_wall(world.time.as_nanos() as u64 + 1_000_000_000);
+    let at = ReadAt::Timestamp { timestamp, limit: timestamp };
+    let token = world.ask(leader, Command::Read { at, read: Read::Get { key: user("k") } });
+    world.run_until("an answer", |world| world.answers.contains_key(&token));
+    assert_eq!(world.answers[&token], Err(RangeError::FutureTimestamp { timestamp }));
+}
+
+#[test]
+fn a_read_of_the_past_sees_the_past_and_a_write_in_its_uncertainty_restarts_it() {
+    let mut world = World::new();
+    world.write(1, put("k", "old")).unwrap();
+    world.run_until("time passes", |world| world.time > START + Duration::from_secs(8));
+    let before = Timestamp::from_wall(world.time.as_nanos() as u64);
+    world.run_until("time passes", |world| world.time > START + Duration::from_secs(9));
+    world.write(2, put("k", "new")).unwrap();
+    let leader = world.leader(USER).unwrap();
+    let mut read = |limit: Timestamp| {
+        let at = ReadAt::Timestamp { timestamp: before, limit };
+        let token = world.ask(leader, Command::Read { at, read: Read::Get { key: user("k") } });
+        world.run_until("an answer", |world| world.answers.contains_key(&token));
+        world.answers[&token].clone()
+    };
+    let Ok(RangeReply { reply: Reply::Get(Some(row)), .. }) = read(before) else { panic!("the past is gone") };
+    assert_eq!(row.value, Bytes::from("old"));
+    assert!(matches!(read(before.plus(Duration::from_secs(2))), Err(RangeError::Uncertain { .. })));
+}
