@@ -146,7 +146,6 @@ fn every_key_is_linearizable_while_leaders_die_and_links_break() {
         }
         (answered, unknown, kills) = (answered + run.answered, unknown + run.unknown, kills + run.kills);
     }
-    println!("{answered} operations answered, {unknown} of unknown outcome, {kills} kills");
     assert!(answered > 10_000 && unknown > 30 && kills > 20, "{answered} answered, {unknown} unknown, {kills} kills");
 }
 
