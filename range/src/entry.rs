@@ -4,8 +4,8 @@
 //!  version 1, CRC32C 4, term of evaluation 8, count 4, count × { request id 16, length 4, body }
 //! ```
 //! Numbers are big-endian. The checksum covers the range's id and everything behind it, so that an entry that ends up
-//! in another range's log is noticed. The proposer computes it; it is checked before an append, on reading the log, and
-//! before application: a mismatch loses one replica instead of making it differ in silence.
+//! in another range's log is noticed. The proposer computes it, and every replica checks it before application: a mismatch
+//! loses one replica instead of making it differ in silence. `verify` is for the check before an append, which is to come.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_types::{RangeId, RequestId, Term};

@@ -182,7 +182,12 @@ impl Fleet {
             }
             Event::SupportChanged => self.each(|replica| replica.group.support_changed(ctx)),
             Event::Unreachable(store) => self.each(|replica| replica.group.unreachable(ctx, store)),
-            Event::Suspended(suspended) => self.suspended = suspended,
+            Event::Suspended(suspended) => {
+                self.suspended = suspended;
+                if suspended {
+                    self.each(|replica| replica.refuse_waiting(&mut turn.effects));
+                }
+            }
             // No range of this version waits for a flush, a snapshot, a hash or a full disk.
             Event::Flushed(_)
             | Event::SnapshotReceived { .. }
@@ -280,6 +285,10 @@ impl Fleet {
                 break;
             }
         }
+        if let Some(why) = replica.newly_lost() {
+            turn.effects.push(Effect::Lost { range, why });
+            replica.role_changed(replica.group.role(), &mut turn.effects);
+        }
         // A leader that was just elected, and requests whose latches came free, go on in the next turn, on an engine that
         // shows what this one wrote.
         if replica.has_work() || replica.group.needs_lease_start() {
@@ -363,8 +372,7 @@ impl Turn {
         if !ready.committed.is_empty()
             && let Err(why) = replica.apply_committed(ctx, &ready.committed, &mut self.batch, &mut self.replies)
         {
-            replica.group.lose(ctx, raft::LossReason::Boot(why.clone()));
-            self.effects.push(Effect::Lost { range, why });
+            replica.group.lose(ctx, raft::LossReason::Boot(why));
         }
         self.send(range, ready.sends, replica);
     }

@@ -59,6 +59,8 @@ pub(crate) struct Replica {
     granted: Vec<LatchId>,
     /// Commands in the log, by the entry that carries them.
     proposed: BTreeMap<LogIndex, (Term, Vec<Proposed>)>,
+    /// The loss of the group was told, and its callers were answered.
+    loss_told: bool,
 }
 
 impl Replica {
@@ -74,6 +76,7 @@ impl Replica {
             deadlines: BTreeMap::new(),
             granted: Vec::new(),
             proposed: BTreeMap::new(),
+            loss_told: false,
         }
     }
 
@@ -121,7 +124,7 @@ impl Replica {
             return Err(RangeError::RangeMismatch { range, span, known: vec![self.state.descriptor.clone()] });
         }
         self.check_usable()?;
-        if self.open.len() + self.proposed.len() >= OPEN_MAX {
+        if self.latches.len() >= OPEN_MAX {
             return Err(RangeError::Overloaded { queue: "the range's latches", retry_after: RETRY_AFTER });
         }
         Ok(match &request.command {
@@ -171,7 +174,6 @@ impl Replica {
                 Err(Failed::Answer(error)) => self.answer(latch, Err(error), effects),
                 Err(Failed::Engine(why)) => {
                     self.answer(latch, Err(self.not_leaseholder()), effects);
-                    effects.push(Effect::Lost { range: self.state.descriptor.range, why: why.clone() });
                     self.group.lose(ctx, LossReason::Boot(why));
                 }
             }
@@ -277,15 +279,18 @@ impl Replica {
         batch: &mut WriteBatch,
         replies: &mut Vec<Effect>,
     ) -> Result<(), String> {
+        // Its own until it ends with `A`: an entry that cannot be read leaves nothing behind (durability, section 2).
+        let mut own = WriteBatch::default();
         for entry in entries {
-            let done = self.state.apply(entry, batch)?;
+            let done = self.state.apply(entry, &mut own)?;
             if done.lease {
                 self.cache.raise_low_water(self.state.lease.start);
                 self.group.note_applied_lease(ctx, &self.state.lease);
             }
             self.reply_applied(entry, done.accepted, replies);
         }
-        self.state.write_applied(batch);
+        self.state.write_applied(&mut own);
+        batch.append(own);
         self.group.advance_applied(ctx, self.state.applied.pos);
         Ok(())
     }
@@ -302,6 +307,13 @@ impl Replica {
             replies.push(Effect::Reply { token: caller.token, result });
             self.release(caller.latch);
         }
+    }
+
+    /// Why the group was lost, once. It may happen in any call into the library, and reports no change of role.
+    pub(crate) fn newly_lost(&mut self) -> Option<String> {
+        let why = self.group.lost().filter(|_| !self.loss_told)?.to_string();
+        self.loss_told = true;
+        Some(why)
     }
 
     /// Leadership is gone: what is in the log has an unknown outcome, what is not was not done.
@@ -321,6 +333,16 @@ impl Replica {
         self.deadlines.clear();
         self.granted.clear();
         self.latches = Latches::default();
+    }
+
+    /// The store is suspended: what still waits for its latches is not served (leases 1.4).
+    pub(crate) fn refuse_waiting(&mut self, effects: &mut Vec<Effect>) {
+        let why = "its clock or its disk is not trusted at this moment".to_owned();
+        for latch in self.open.keys().copied().collect::<Vec<_>>() {
+            let error = RangeError::StoreNotServing { store: self.store, why: why.clone() };
+            self.answer(latch, Err(error), effects);
+        }
+        self.granted.clear();
     }
 
     /// Takes a request off the list of those that wait; its latches stay.

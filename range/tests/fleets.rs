@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use flotilla_range::event::Event;
 use flotilla_types::{
     BatchOp, Command, KeySpan, RangeError, RangeReply, Read, ReadAt, Reply, RequestId, Timestamp, Write, WriteResult,
     keys,
@@ -191,4 +192,49 @@ fn a_read_of_the_past_sees_the_past_and_a_write_in_its_uncertainty_restarts_it()
     let Ok(RangeReply { reply: Reply::Get(Some(row)), .. }) = read(before) else { panic!("the past is gone") };
     assert_eq!(row.value, Bytes::from("old"));
     assert!(matches!(read(before.plus(Duration::from_secs(2))), Err(RangeError::Uncertain { .. })));
+}
+
+#[test]
+fn a_replica_that_is_lost_answers_all_that_wait_for_it() {
+    let mut world = World::new();
+    world.write(1, put("k", "1")).unwrap();
+    let leader = world.leader(USER).unwrap();
+    for other in world.nodes.keys().copied().filter(|store| *store != leader).collect::<Vec<_>>() {
+        world.cut.extend([(leader, other), (other, leader)]);
+    }
+    let id = RequestId::new(world.time.as_millis() as u64, 1, 2);
+    let in_the_log = world.ask(leader, Command::Write { id, write: put("a", "2") });
+    world.tick();
+    let behind_it = world.ask(leader, Command::Read { at: ReadAt::Leaseholder, read: Read::Get { key: user("a") } });
+    world.tick();
+    world.unreadable = Some(leader);
+    let fails = world.ask(leader, Command::Read { at: ReadAt::Leaseholder, read: Read::Get { key: user("k") } });
+    for _ in 0..3 {
+        world.tick();
+    }
+    assert!(matches!(world.answers.get(&in_the_log), Some(Err(RangeError::Ambiguous { .. }))));
+    assert!(matches!(world.answers.get(&behind_it), Some(Err(RangeError::NotLeaseholder { .. }))));
+    assert!(matches!(world.answers.get(&fails), Some(Err(RangeError::NotLeaseholder { .. }))));
+    assert_eq!(world.lost, [USER], "it is told once");
+}
+
+#[test]
+fn a_suspended_store_does_not_serve_what_waited_for_a_latch() {
+    let mut world = World::new();
+    world.write(1, put("k", "1")).unwrap();
+    let leader = world.leader(USER).unwrap();
+    let id = RequestId::new(world.time.as_millis() as u64, 1, 2);
+    world.ask(leader, Command::Write { id, write: put("k", "2") });
+    let waits = world.ask(leader, Command::Read { at: ReadAt::Leaseholder, read: Read::Get { key: user("k") } });
+    world.nodes.get_mut(&leader).unwrap().events.push(Event::Suspended(true));
+    let id = RequestId::new(world.time.as_millis() as u64, 1, 3);
+    let later = world.ask(leader, Command::Write { id, write: put("k", "3") });
+    world.run_until("answers", |world| world.answers.contains_key(&waits) && world.answers.contains_key(&later));
+    for token in [waits, later] {
+        assert!(
+            matches!(world.answers[&token], Err(RangeError::StoreNotServing { .. })),
+            "{:?}",
+            world.answers[&token]
+        );
+    }
 }

@@ -14,7 +14,7 @@ use flotilla_range::fleet::{Fleet, FleetConfig};
 use flotilla_range::liveness::{Liveness, LivenessConfig, LivenessEffect, LivenessEvent, LivenessMessage, LivenessNow};
 use flotilla_range::message::PeerMessage;
 use flotilla_range::raft::{GroupConfig, LogRead};
-use flotilla_storage::engine::Engine;
+use flotilla_storage::engine::{Cursor, Engine, EngineError, Reader};
 use flotilla_storage::log::{LogBatch, LogEntry, LogStore, ReadLogError};
 use flotilla_storage::memory::MemoryEngine;
 use flotilla_storage::memory_log::MemoryLog;
@@ -47,9 +47,26 @@ pub struct Node {
     pub fleet: Fleet,
     liveness: Liveness,
     clock: Hlc,
-    events: Vec<Event>,
+    pub(crate) events: Vec<Event>,
     boot: u32,
     pub down: bool,
+}
+
+/// A disk that reads nothing any more.
+struct Unreadable;
+
+impl Reader for Unreadable {
+    fn get(&self, _: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Err(EngineError::Io { action: "read", cause: "broken on purpose".to_owned() })
+    }
+
+    fn cursor<'a>(&'a self, _: &[u8], _: &[u8]) -> Box<dyn Cursor + 'a> {
+        panic!("not asked for in these tests")
+    }
+
+    fn first_in_prefix(&self, _: &[u8], _: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        Err(EngineError::Io { action: "read", cause: "broken on purpose".to_owned() })
+    }
 }
 
 pub struct World {
@@ -60,6 +77,10 @@ pub struct World {
     pub cut: BTreeSet<(StoreId, StoreId)>,
     pub answers: BTreeMap<Token, Result<RangeReply, RangeError>>,
     next_token: u64,
+    /// A store whose engine answers every read with an error.
+    pub unreadable: Option<StoreId>,
+    /// What that store gave up.
+    pub lost: Vec<RangeId>,
 }
 
 impl World {
@@ -72,6 +93,8 @@ impl World {
             cut: BTreeSet::new(),
             answers: BTreeMap::new(),
             next_token: 0,
+            unreadable: None,
+            lost: Vec::new(),
         };
         let stores: Vec<_> = (1..=3).map(StoreId).collect();
         for store in &stores {
@@ -154,7 +177,9 @@ impl World {
             let (engine, log) = &self.disks[&store];
             let view = node.liveness.view(hlc);
             let now = Now { hlc, mono: self.time };
-            for effect in node.fleet.step(std::mem::take(&mut node.events), now, engine, view.as_ref()) {
+            let unreadable = Unreadable;
+            let reader: &dyn Reader = if self.unreadable == Some(store) { &unreadable } else { engine };
+            for effect in node.fleet.step(std::mem::take(&mut node.events), now, reader, view.as_ref()) {
                 match effect {
                     Effect::Write(batch) => engine.write(&batch).unwrap(),
                     Effect::Append { ticket, ops } => {
@@ -167,6 +192,7 @@ impl World {
                     Effect::Reply { token, result } => {
                         assert!(self.answers.insert(token, result).is_none(), "answered twice: {token:?}");
                     }
+                    Effect::Lost { range, .. } if self.unreadable == Some(store) => self.lost.push(range),
                     Effect::Lost { range, why } => panic!("{range} is lost on {store}: {why}"),
                     _ => {}
                 }
