@@ -6,12 +6,10 @@ use flotilla_storage::engine::{EngineError, Reader, WriteBatch};
 use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::log::{HardState, LogHead, LogOp, LogPos};
 use flotilla_storage::mvcc;
-use flotilla_storage::state::{
-    Applied, LeaseState, RecordError, decode_descriptor, decode_replica_id, encode_descriptor, encode_replica_id,
-};
+use flotilla_storage::state::{Applied, LeaseState, decode_replica_id, encode_replica_id};
 use flotilla_types::{
-    Generation, Key, KeySpan, RangeDescriptor, RangeId, ReplicaDescriptor, ReplicaId, ReplicaKind, StoreId, Timestamp,
-    keys as logical,
+    Generation, Key, KeySpan, RangeDescriptor, RangeId, RecordError, ReplicaDescriptor, ReplicaId, ReplicaKind,
+    StoreId, Timestamp, keys as logical,
 };
 use thiserror::Error;
 
@@ -69,18 +67,12 @@ pub fn bootstrap(stores: &[StoreId], here: StoreId) -> (WriteBatch, Vec<LogOp>) 
     let (mut batch, mut ops) = (WriteBatch::default(), Vec::new());
     for descriptor in &descriptors {
         if let Some(key) = logical::meta_record(&descriptor.span.start, &descriptor.span.end) {
-            mvcc::write(
-                &mut batch,
-                &key,
-                Timestamp { wall: 1, logical: 0 },
-                Some(&encode_descriptor(descriptor)),
-                None,
-            );
+            mvcc::write(&mut batch, &key, Timestamp { wall: 1, logical: 0 }, Some(&descriptor.encode()), None);
         }
         let Some(me) = descriptor.on_store(here) else { continue };
         let record = |record| keys::range_record(descriptor.range, record);
         let applied = Applied { pos: INITIAL, ..Applied::default() };
-        batch.put(record(RangeRecord::Descriptor), encode_descriptor(descriptor));
+        batch.put(record(RangeRecord::Descriptor), descriptor.encode());
         batch.put(record(RangeRecord::Applied), applied.encode());
         batch.put(record(RangeRecord::Lease), LeaseState::default().encode());
         batch.put(record(RangeRecord::ReplicaId), encode_replica_id(me.replica));
@@ -140,7 +132,7 @@ fn load(engine: &dyn Reader, range: RangeId, head: Option<&LogHead>) -> Result<F
         let missing = BootError::Contradiction { range, what: "one of its records is missing" };
         engine.get(&keys::range_record(range, record))?.ok_or(missing)
     };
-    let descriptor = decode_descriptor(&record(RangeRecord::Descriptor)?).map_err(failed)?;
+    let descriptor = RangeDescriptor::decode(&record(RangeRecord::Descriptor)?).map_err(failed)?;
     let applied = Applied::decode(&record(RangeRecord::Applied)?).map_err(failed)?;
     let lease = LeaseState::decode(&record(RangeRecord::Lease)?).map_err(failed)?;
     let me = decode_replica_id(&record(RangeRecord::ReplicaId)?).map_err(failed)?;

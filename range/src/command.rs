@@ -2,8 +2,7 @@
 //! nothing but the range's own lease and bounds, so that every replica does the same.
 
 use bytes::Bytes;
-use flotilla_storage::state::{RecordError, RecordReader, RecordWriter};
-use flotilla_types::{Key, ReplicaId, StoreId, Timestamp};
+use flotilla_types::{Key, RecordError, RecordReader, RecordWriter, ReplicaId, StoreId, Timestamp};
 
 const VERSION: u8 = 1;
 const START: u8 = 1;

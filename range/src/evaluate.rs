@@ -11,9 +11,9 @@ use bytes::Bytes;
 use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::keys as physical;
 use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds};
-use flotilla_storage::state::{RecordError, RecordReader, RecordWriter, decode_descriptor, encode_descriptor};
 use flotilla_types::{
-    BatchOp, Key, KeySpan, RangeError, RangeReply, Read, Reply, RequestId, Timestamp, Write, WriteResult,
+    BatchOp, Key, KeySpan, RangeError, RangeReply, Read, RecordError, RecordReader, RecordWriter, Reply, RequestId,
+    Timestamp, Write, WriteResult,
 };
 
 use crate::command::Versions;
@@ -86,12 +86,15 @@ pub(crate) fn write(reader: &dyn Reader, id: RequestId, write: &Write, floor: Ti
         Write::DeleteRange { span, keys_max } => delete_range(reader, id, floor, span, *keys_max),
         Write::PutMeta { key, descriptor } => {
             let newest = mvcc::newest(reader, key)?;
-            let known =
-                newest.as_ref().and_then(|version| version.value.as_deref()).map(decode_descriptor).transpose()?;
+            let known = newest
+                .as_ref()
+                .and_then(|version| version.value.as_deref())
+                .map(RangeDescriptor::decode)
+                .transpose()?;
             if known.is_some_and(|known| known.generation >= descriptor.generation) {
                 return Ok(Evaluated::Answer(done(floor, WriteResult::Done)));
             }
-            blind(reader, id, floor, vec![(key.clone(), Some(encode_descriptor(descriptor)))])
+            blind(reader, id, floor, vec![(key.clone(), Some(descriptor.encode()))])
         }
     }
 }

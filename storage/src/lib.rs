@@ -5,7 +5,6 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod codec;
 mod doctor;
 pub mod engine;
 pub mod keys;

@@ -14,11 +14,10 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use flotilla_types::{LogIndex, RangeId, ReplicaId, StoreId, StoreUuid, Term};
+use flotilla_types::{LogIndex, RangeId, RecordError, RecordReader, RecordWriter, ReplicaId, StoreId, StoreUuid, Term};
 use raft_engine::{Command, Config, Engine, Error, LogBatch as EngineBatch, MessageExt, ReadableSize, RecoveryMode};
 use raft_proto::eraftpb;
 
-use crate::codec::{RecordError, RecordReader, RecordWriter};
 use crate::log::{
     Birth, HardState, LogBatch, LogEntry, LogFatal, LogHead, LogOp, LogPos, LogSeq, LogStore, MetaKey, Promise,
     ReadLogError,

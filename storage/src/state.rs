@@ -1,13 +1,10 @@
 //! The records that a range keeps beside its data, and how they are written.
 
 use bytes::Bytes;
-use flotilla_types::{
-    Generation, Key, KeySpan, LogIndex, RangeDescriptor, RangeId, ReplicaDescriptor, ReplicaId, ReplicaKind, StoreId,
-    Term, Timestamp,
-};
+use flotilla_types::{LogIndex, RecordError, RecordReader, RecordWriter, ReplicaId, StoreId, Term, Timestamp};
 
-pub use crate::codec::{RecordError, RecordReader, RecordWriter};
 use crate::log::LogPos;
+use flotilla_types::{RecordError, RecordReader, RecordWriter};
 
 const VERSION: u8 = 1;
 
@@ -121,70 +118,6 @@ impl Thresholds {
     }
 }
 
-/// Writes a descriptor.
-#[must_use]
-pub fn encode_descriptor(descriptor: &RangeDescriptor) -> Bytes {
-    let mut record = RecordWriter::new(VERSION)
-        .u64(descriptor.range.0)
-        .bytes(descriptor.span.start.as_bytes())
-        .bytes(descriptor.span.end.as_bytes())
-        .u64(descriptor.generation.0)
-        .u64(descriptor.next_replica.0)
-        .u32(descriptor.replicas.len() as u32);
-    for replica in &descriptor.replicas {
-        record = record.u64(replica.replica.0).u64(replica.store.0).u8(kind_number(replica.kind));
-    }
-    record.finish().into()
-}
-
-/// Reads a descriptor and checks its invariants.
-///
-/// # Errors
-/// It is damaged, of another version, or breaks an invariant.
-pub fn decode_descriptor(bytes: &[u8]) -> Result<RangeDescriptor, RecordError> {
-    let mut record = RecordReader::new("descriptor", VERSION, bytes)?;
-    let range = RangeId(record.u64()?);
-    let start = Key::new(record.bytes()?.to_vec());
-    let end = Key::new(record.bytes()?.to_vec());
-    let (generation, next_replica) = (Generation(record.u64()?), ReplicaId(record.u64()?));
-    let count = record.u32()?;
-    let mut replicas = smallvec::SmallVec::new();
-    for _ in 0..count {
-        let (replica, store) = (ReplicaId(record.u64()?), StoreId(record.u64()?));
-        let Some(kind) = kind_from(record.u8()?) else {
-            return record.refuse("a replica is of an unknown kind");
-        };
-        replicas.push(ReplicaDescriptor { replica, store, kind });
-    }
-    let descriptor = RangeDescriptor { range, span: KeySpan { start, end }, generation, replicas, next_replica };
-    if descriptor.validate().is_err() {
-        return record.refuse("it breaks an invariant of descriptors");
-    }
-    record.end()?;
-    Ok(descriptor)
-}
-
-const fn kind_number(kind: ReplicaKind) -> u8 {
-    match kind {
-        ReplicaKind::Voter => 0,
-        ReplicaKind::Learner => 1,
-        ReplicaKind::VoterIncoming => 2,
-        ReplicaKind::VoterOutgoing => 3,
-        ReplicaKind::VoterDemoting => 4,
-    }
-}
-
-const fn kind_from(number: u8) -> Option<ReplicaKind> {
-    Some(match number {
-        0 => ReplicaKind::Voter,
-        1 => ReplicaKind::Learner,
-        2 => ReplicaKind::VoterIncoming,
-        3 => ReplicaKind::VoterOutgoing,
-        4 => ReplicaKind::VoterDemoting,
-        _ => return None,
-    })
-}
-
 /// Writes a replica id: the content of a tombstone (ids below are gone) and of a replica's own record.
 #[must_use]
 pub fn encode_replica_id(replica: ReplicaId) -> Bytes {
@@ -204,6 +137,7 @@ pub fn decode_replica_id(bytes: &[u8]) -> Result<ReplicaId, RecordError> {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_types::{Generation, Key, KeySpan, RangeDescriptor, RangeId, ReplicaDescriptor, ReplicaKind};
     use proptest::prelude::*;
 
     use super::*;
@@ -226,8 +160,8 @@ mod tests {
 
         #[test]
         fn damaged_records_are_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            if let Ok(descriptor) = decode_descriptor(&bytes) {
-                prop_assert_eq!(&encode_descriptor(&descriptor)[..], &bytes[..]);
+            if let Ok(descriptor) = RangeDescriptor::decode(&bytes) {
+                prop_assert_eq!(&descriptor.encode()[..], &bytes[..]);
             }
             let _ = (Applied::decode(&bytes), LeaseState::decode(&bytes), decode_replica_id(&bytes));
         }
@@ -243,8 +177,8 @@ mod tests {
             replicas: [replica(1, ReplicaKind::Voter), replica(4, ReplicaKind::Learner)].into_iter().collect(),
             next_replica: ReplicaId(5),
         };
-        let bytes = encode_descriptor(&descriptor);
-        assert_eq!(decode_descriptor(&bytes), Ok(descriptor));
-        assert!((0..bytes.len()).all(|cut| decode_descriptor(&bytes[..cut]).is_err()));
+        let bytes = descriptor.encode();
+        assert_eq!(RangeDescriptor::decode(&bytes), Ok(descriptor));
+        assert!((0..bytes.len()).all(|cut| RangeDescriptor::decode(&bytes[..cut]).is_err()));
     }
 }

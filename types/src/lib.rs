@@ -7,12 +7,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod descriptor;
+mod descriptor_record;
 mod error;
 mod hlc;
 mod id;
 mod key;
 mod limits;
 mod locality;
+mod record;
 mod request;
 
 pub use descriptor::{DescriptorError, RangeDescriptor, ReplicaDescriptor, ReplicaKind};
@@ -24,6 +26,7 @@ pub use id::{
 pub use key::{Key, KeySpan, Keyspace, SpanError, keys};
 pub use limits::Limits;
 pub use locality::{Locality, LocalityError, Tier};
+pub use record::{RecordError, RecordReader, RecordWriter};
 pub use request::{
     Admin, BatchOp, CheckId, Command, ConfTarget, RangeReply, RangeRequest, Read, ReadAt, ReplicaHash, Reply, Row,
     ScanResult, Write, WriteResult,

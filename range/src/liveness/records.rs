@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_storage::log::StoreBound;
-use flotilla_storage::state::{RecordError, RecordReader, RecordWriter};
+use flotilla_types::{RecordError, RecordReader, RecordWriter};
 
 use super::state::Row;
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_storage::log::{LogOp, MetaKey, StoreBound};
-use flotilla_storage::state::RecordError;
-use flotilla_types::{StoreId, Timestamp};
+use flotilla_types::{RecordError, StoreId, Timestamp};
 use thiserror::Error;
 
 use super::records::{decode_bound, decode_row, encode_bound, encode_row};

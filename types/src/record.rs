@@ -1,7 +1,8 @@
 //! Reading and writing the small records of a store: a version byte, then fields of fixed or prefixed length, big-endian.
 
-use flotilla_types::Timestamp;
 use thiserror::Error;
+
+use crate::Timestamp;
 
 /// A record that cannot be read. Below raft this stops the replica; it is never skipped.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

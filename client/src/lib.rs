@@ -1,0 +1,1 @@
+//! The Rust SDK, and what the command line is made of.

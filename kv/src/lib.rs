@@ -1,0 +1,1 @@
+//! Routing, retries, cutting by range. Async, tied to no runtime.

@@ -1,0 +1,1 @@
+//! The process: sockets, timers, threads, services, and the command line.

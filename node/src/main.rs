@@ -1,0 +1,3 @@
+//! The `flotilla` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The cluster in one seeded thread: virtual time, faulty network, disks and clocks.

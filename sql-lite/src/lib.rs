@@ -1,0 +1,1 @@
+//! Tables over kv. So far the order-preserving encoding of keys.
