@@ -12,8 +12,8 @@ use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::keys as physical;
 use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds};
 use flotilla_types::{
-    BatchOp, Key, KeySpan, RangeError, RangeReply, Read, RecordError, RecordReader, RecordWriter, Reply, RequestId,
-    Timestamp, Write, WriteResult,
+    BatchOp, Key, KeySpan, RangeDescriptor, RangeError, RangeReply, Read, RecordError, RecordReader, RecordWriter,
+    Reply, RequestId, Timestamp, Write, WriteResult,
 };
 
 use crate::command::Versions;

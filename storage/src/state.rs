@@ -4,7 +4,6 @@ use bytes::Bytes;
 use flotilla_types::{LogIndex, RecordError, RecordReader, RecordWriter, ReplicaId, StoreId, Term, Timestamp};
 
 use crate::log::LogPos;
-use flotilla_types::{RecordError, RecordReader, RecordWriter};
 
 const VERSION: u8 = 1;
 
