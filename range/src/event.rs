@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use flotilla_storage::SstFile;
 use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::log::LogOp;
 use flotilla_types::{
@@ -30,7 +31,7 @@ pub struct Token(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Ticket(pub u64);
 
-/// Counts engine writes: everything the fleet wrote up to a mark.
+/// Counts the engine changes of one boot: the first `Effect::Write` or `Effect::Ingest` that is carried out makes it 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct FlushMark(pub u64);
 
@@ -55,6 +56,8 @@ pub enum Event {
     Persisted(Ticket),
     /// All engine writes up to this mark would survive a crash now.
     Flushed(FlushMark),
+    /// The old log entries of these ranges keep log files from being deleted (`LogStore::purge`).
+    Pinned(Vec<RangeId>),
     /// The liveness of this store durably left its support of a peer's epoch (leases 2.5): promises that rest on it may
     /// be broken from now on.
     SupportLeft {
@@ -140,6 +143,9 @@ pub enum Effect {
         id: SnapshotId,
         /// The files of `Event::SnapshotReceived`.
         files: Vec<String>,
+        /// Files without pairs to be built first and ingested with the others: what the replica held beyond the
+        /// snapshot's span.
+        cleared: Vec<SstFile>,
     },
     /// The files of a refused snapshot may be deleted.
     Discard {

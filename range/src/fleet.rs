@@ -17,6 +17,7 @@ use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, StoreId, Ti
 
 use crate::boot::{self, BootError};
 use crate::event::{Effect, Event, Now, Ticket};
+use crate::flush::{Act, AfterFlush};
 use crate::message::{Beat, BeatReply, PeerMessage};
 use crate::raft::{self, Ctx, Group, GroupBoot, GroupConfig, GroupReady, LogRead, Role, Support};
 use crate::replica::Replica;
@@ -26,6 +27,8 @@ use crate::replica::Replica;
 pub struct FleetConfig {
     /// The store whose replicas these are.
     pub store: StoreId,
+    /// Counts starts of the store: makes the names of transfers unique.
+    pub boot: u32,
     /// Of every group.
     pub group: GroupConfig,
 }
@@ -58,6 +61,7 @@ pub struct Fleet {
     /// Log writes under way: which groups wait for them, with their number.
     writing: BTreeMap<Ticket, Vec<(RangeId, u64)>>,
     suspended: bool,
+    flush: AfterFlush,
 }
 
 impl Fleet {
@@ -81,6 +85,7 @@ impl Fleet {
             next_ticket: Ticket(1),
             writing: BTreeMap::new(),
             suspended: false,
+            flush: AfterFlush::default(),
         };
         let mut effects = Vec::new();
         for (range, found) in boot::find(engine, heads)? {
@@ -177,6 +182,11 @@ impl Fleet {
                 self.touch(range);
             }
             Event::Persisted(through) => self.persisted(ctx, through, turn),
+            Event::Flushed(through) => {
+                for act in self.flush.flushed(through) {
+                    self.after_flush(act, turn);
+                }
+            }
             Event::SupportLeft { peer, epoch } => {
                 self.each(|replica| replica.group.support_left(ctx, peer, epoch));
             }
@@ -188,14 +198,23 @@ impl Fleet {
                     self.each(|replica| replica.refuse_waiting(&mut turn.effects));
                 }
             }
-            // No range of this version waits for a flush, a snapshot, a hash or a full disk.
-            Event::Flushed(_)
+            // No range of this version waits for a snapshot, a hash or a full disk.
+            Event::Pinned(_)
             | Event::SnapshotReceived { .. }
             | Event::SnapshotSent { .. }
             | Event::Ingested(_)
             | Event::Hashed { .. }
             | Event::DiskFull(_)
             | Event::Drain => {}
+        }
+    }
+
+    /// What the log gives up once the engine has it (docs/durability.md, "Apply").
+    fn after_flush(&mut self, act: Act, turn: &mut Turn) {
+        match act {
+            Act::MayTruncate { .. } => {}
+            Act::RemoveLog { range } => turn.log_ops.push(LogOp::Remove { range }),
+            Act::DropBirth { range } => turn.log_ops.push(LogOp::DropBirth { range }),
         }
     }
 
@@ -308,8 +327,10 @@ impl Fleet {
     fn finish(&mut self, turn: Turn) -> Vec<Effect> {
         let mut effects = Vec::new();
         if !turn.batch.is_empty() {
+            self.flush.count();
             effects.push(Effect::Write(turn.batch));
         }
+        self.flush.wait(turn.acts);
         if !turn.log_ops.is_empty() || !turn.numbers.is_empty() {
             let ticket = self.next_ticket;
             self.next_ticket = Ticket(ticket.0 + 1);
@@ -339,6 +360,8 @@ struct Turn {
     effects: Vec<Effect>,
     /// Answers to what the batch writes.
     replies: Vec<Effect>,
+    /// What may be done once the batch is flushed.
+    acts: Vec<Act>,
 }
 
 impl Turn {

@@ -9,6 +9,7 @@ pub mod entry;
 mod evaluate;
 pub mod event;
 pub mod fleet;
+mod flush;
 pub mod latches;
 pub mod liveness;
 pub mod message;

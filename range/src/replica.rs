@@ -10,8 +10,8 @@ use flotilla_storage::engine::{Reader, WriteBatch};
 use flotilla_storage::log::LogEntry;
 use flotilla_storage::mvcc::ReadWindow;
 use flotilla_types::{
-    Command as RangeCommand, KeySpan, LogIndex, RangeError, RangeReply, RangeRequest, ReadAt, ReplicaId, RequestId,
-    StoreId, Term, Timestamp, Write,
+    Admin, Command as RangeCommand, KeySpan, LogIndex, RangeError, RangeReply, RangeRequest, ReadAt, ReplicaId,
+    RequestId, StoreId, Term, Timestamp, Write,
 };
 
 use crate::apply::State;
@@ -98,6 +98,9 @@ impl Replica {
 
     /// Admission and sequencing.
     pub(crate) fn request(&mut self, ctx: &Ctx<'_>, token: Token, request: RangeRequest, effects: &mut Vec<Effect>) {
+        if let RangeCommand::Admin(admin) = request.command {
+            return self.admin(ctx, token, admin, effects);
+        }
         let spans = match self.admit(&request) {
             Ok(spans) => spans,
             Err(error) => return effects.push(Effect::Reply { token, result: Err(error) }),
@@ -109,6 +112,15 @@ impl Replica {
         if held {
             self.granted.push(latch);
         }
+    }
+
+    /// Changes of the range itself. They are answered when they were applied.
+    fn admin(&mut self, _ctx: &Ctx<'_>, token: Token, admin: Admin, effects: &mut Vec<Effect>) {
+        let refused = match admin {
+            Admin::Split { .. } | Admin::TransferLeader { .. } => "this version does not do that",
+            Admin::ChangeReplicas { .. } | Admin::Check { .. } => "this version does not change ranges on request",
+        };
+        effects.push(Effect::Reply { token, result: Err(RangeError::Invalid { what: refused.to_owned() }) });
     }
 
     fn admit(&self, request: &RangeRequest) -> Result<Vec<(KeySpan, Access)>, RangeError> {

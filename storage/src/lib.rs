@@ -7,6 +7,7 @@
 
 mod doctor;
 pub mod engine;
+pub mod flush_mark;
 pub mod keys;
 pub mod log;
 mod mark;
@@ -14,6 +15,7 @@ pub mod memory;
 pub mod memory_log;
 pub mod mvcc;
 pub mod raft_log;
+pub mod reserve;
 pub mod rocks;
 mod sst;
 pub mod state;

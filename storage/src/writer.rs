@@ -37,6 +37,20 @@ pub enum SubmitError {
     Ended,
 }
 
+/// How urgent the writer's thread is to the scheduler. On busy cores a sync at normal priority takes a whole time slice
+/// instead of a fraction of a millisecond (docs/durability.md, "Log").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogPriority {
+    /// Above all other threads of the process; a warning if the system does not allow it.
+    #[default]
+    Raised,
+    /// Like every other thread.
+    Normal,
+}
+
+/// The nice value of a raised writer.
+const RAISED_NICE: i32 = -15;
+
 /// Hears of every batch; called on the writer's thread.
 pub trait LogObserver: Send + 'static {
     /// A batch was synced.
@@ -73,7 +87,7 @@ impl LogWriter {
     ///
     /// # Errors
     /// The thread could not be started.
-    pub fn spawn(log: Arc<dyn LogStore>, observer: impl LogObserver) -> std::io::Result<Self> {
+    pub fn spawn(log: Arc<dyn LogStore>, priority: LogPriority, observer: impl LogObserver) -> std::io::Result<Self> {
         let (queue, submissions) = bounded(QUEUE);
         let progress = Arc::new(Progress {
             origin: Instant::now(),
@@ -81,7 +95,12 @@ impl LogWriter {
             last_sync: AtomicU64::new(0),
         });
         let shared = Arc::clone(&progress);
-        let run = move || run(log.as_ref(), &submissions, observer, &shared);
+        let run = move || {
+            if priority == LogPriority::Raised {
+                raise_priority();
+            }
+            run(log.as_ref(), &submissions, observer, &shared);
+        };
         let thread = std::thread::Builder::new().name("log-writer".to_owned()).spawn(run)?;
         Ok(Self { queue: Some(queue), progress, thread: Some(thread) })
     }
@@ -121,6 +140,17 @@ impl Drop for LogWriter {
         {
             tracing::error!("the log writer panicked");
         }
+    }
+}
+
+/// On Linux a nice value belongs to one thread, and "the caller" names this one.
+fn raise_priority() {
+    if let Err(error) = rustix::process::setpriority_process(None, RAISED_NICE) {
+        tracing::warn!(
+            %error,
+            "the log writer runs at normal priority, so that writes wait longer on busy cores: allow it to raise its \
+             priority (CAP_SYS_NICE, or LimitNICE={RAISED_NICE} in the unit), or say --log-priority normal"
+        );
     }
 }
 

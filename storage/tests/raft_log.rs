@@ -15,7 +15,7 @@ use flotilla_storage::log::{
 };
 use flotilla_storage::memory_log::MemoryLog;
 use flotilla_storage::raft_log::{EngineLog, Tail};
-use flotilla_storage::writer::{LogObserver, LogWriter, Submission};
+use flotilla_storage::writer::{LogObserver, LogPriority, LogWriter, Submission};
 use flotilla_types::{LogIndex, RangeId, ReplicaId, StoreId, StoreUuid, Term};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -288,7 +288,7 @@ fn submission(op: LogOp, done: &Arc<Mutex<Vec<LogSeq>>>) -> Submission {
 #[test]
 fn what_waits_during_a_sync_is_written_in_one_batch() {
     let (gate, heard, done) = (Arc::new(Gate::default()), Heard::default(), Arc::default());
-    let writer = LogWriter::spawn(Arc::clone(&gate) as Arc<dyn LogStore>, heard.clone()).unwrap();
+    let writer = LogWriter::spawn(Arc::clone(&gate) as Arc<dyn LogStore>, LogPriority::Raised, heard.clone()).unwrap();
     writer.submit(submission(create(1), &done)).unwrap();
     gate.wait_until_writing();
     assert!(writer.writing_for().is_some());
@@ -306,7 +306,7 @@ fn what_waits_during_a_sync_is_written_in_one_batch() {
 #[test]
 fn after_a_failed_write_nothing_is_told_durable() {
     let (log, heard, done) = (Arc::new(MemoryLog::new()), Heard::default(), Arc::default());
-    let writer = LogWriter::spawn(log, heard.clone()).unwrap();
+    let writer = LogWriter::spawn(log, LogPriority::Normal, heard.clone()).unwrap();
     writer.submit(submission(LogOp::DropBirth { range: RangeId(1) }, &done)).unwrap();
     drop(writer);
     assert!(done.lock().unwrap().is_empty());

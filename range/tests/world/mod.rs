@@ -112,7 +112,7 @@ impl World {
     fn boot(&mut self, store: StoreId, boot: u32) {
         let (engine, log) = &self.disks[&store];
         let group = GroupConfig { seed: store.0, ..GroupConfig::default() };
-        let config = FleetConfig { store, group };
+        let config = FleetConfig { store, boot, group };
         let reader = Arc::new(SharedLog(Arc::clone(log)));
         let (fleet, effects) = Fleet::boot(config, engine, reader, &log.heads(), self.time).unwrap();
         let now = LivenessNow { hlc: Timestamp::ZERO, mono: self.time };
