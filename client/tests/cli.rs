@@ -1,5 +1,7 @@
 //! The command line against nodes that are none: what is printed, and how a command ends.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! The client against nodes that fail on order.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 
 use std::time::{Duration, Instant};
