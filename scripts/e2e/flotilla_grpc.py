@@ -1,0 +1,82 @@
+"""A gRPC client that knows nothing of Flotilla but its address: services and messages come by reflection."""
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+# One request may weigh 16 MiB, and its envelope a little.
+OPTIONS = [
+    ("grpc.max_receive_message_length", 17 << 20),
+    ("grpc.max_send_message_length", 17 << 20),
+    # A node that comes back is found at once, not after the library's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+
+class Service:
+    """The methods of one service, as functions from fields to a response (or to an iterator of them)."""
+
+    def __init__(self, channel, pool, name):
+        self.messages = {}
+        for method in pool.FindServiceByName(name).methods:
+            request = message_factory.GetMessageClass(method.input_type)
+            response = message_factory.GetMessageClass(method.output_type)
+            make = channel.unary_stream if method.server_streaming else channel.unary_unary
+            call = make(
+                f"/{name}/{method.name}",
+                request_serializer=request.SerializeToString,
+                response_deserializer=response.FromString,
+            )
+            setattr(self, method.name, self._function(call, request))
+
+    @staticmethod
+    def _function(call, request):
+        def function(timeout=10, **fields):
+            return call(request(**fields), timeout=timeout)
+
+        return function
+
+
+class Node:
+    """The public API of one node."""
+
+    def __init__(self, address, pool):
+        self.address = address
+        self.channel = grpc.insecure_channel(address, options=OPTIONS)
+        self.kv = Service(self.channel, pool, "flotilla.v1.Kv")
+        self.admin = Service(self.channel, pool, "flotilla.v1.Admin")
+
+
+def reflected(address):
+    """Asks a node for the descriptors of its services."""
+    with grpc.insecure_channel(address, options=OPTIONS) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        pool = descriptor_pool.DescriptorPool(database)
+        # The pool asks lazily; what it knows must outlive the channel.
+        for service in ("flotilla.v1.Kv", "flotilla.v1.Admin"):
+            for method in pool.FindServiceByName(service).methods:
+                message_factory.GetMessageClass(method.input_type)
+                message_factory.GetMessageClass(method.output_type)
+        return pool
+
+
+def connect(addresses):
+    """One client per node; the API is read off the first."""
+    pool = reflected(addresses[0])
+    return [Node(address, pool) for address in addresses]
+
+
+def reason(error):
+    """The stable word of an error (google.rpc.ErrorInfo), as far as its text tells; else its status code."""
+    return f"{error.code().name}: {error.details()}"
+
+
+# The default keyspace of applications, in logical keys (flotilla/v1/admin.proto).
+USER = b"\x10\x00\x00\x00\x00"
+
+
+def logical(key):
+    """The logical key of an application's key."""
+    return USER + key
