@@ -6,7 +6,9 @@ use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::log::LogEntry;
 use flotilla_storage::mvcc;
 use flotilla_storage::state::{Applied, LeaseState};
-use flotilla_types::{RangeDescriptor, RequestId, Term};
+use flotilla_types::{CheckId, RangeDescriptor, RequestId, Term};
+use protobuf::Message as _;
+use raft::eraftpb::ConfChangeV2;
 
 use crate::command::Command;
 use crate::entry::Payload;
@@ -20,12 +22,16 @@ pub(crate) struct State {
 }
 
 /// What an entry did, beside its changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Effects {
     /// Its commands took effect; else the entry was a no-op.
     pub(crate) accepted: bool,
     /// The lease changed.
     pub(crate) lease: bool,
+    /// The library's side of a membership change: to be applied to the group.
+    pub(crate) conf: Option<ConfChangeV2>,
+    /// The state as of this entry is to be hashed.
+    pub(crate) check: Option<CheckId>,
 }
 
 impl State {
@@ -38,8 +44,10 @@ impl State {
         let before = self.lease;
         let mut effects = Effects::default();
         // A new leader's empty entry carries nothing.
-        if !entry.data.is_empty() {
-            effects.accepted = self.apply_payload(entry.pos.term, entry.data.clone(), batch)?;
+        if entry.kind != 0 {
+            self.apply_conf(entry, batch, &mut effects)?;
+        } else if !entry.data.is_empty() {
+            self.apply_payload(entry.pos.term, entry.data.clone(), batch, &mut effects)?;
         }
         self.applied.pos = entry.pos;
         if self.lease != before {
@@ -49,27 +57,59 @@ impl State {
         Ok(effects)
     }
 
-    /// Ends the range's part of a batch.
-    pub(crate) fn write_applied(&self, batch: &mut WriteBatch) {
+    /// Ends the range's part of a batch. Whoever applies has a durable log behind a snapshot.
+    pub(crate) fn write_applied(&mut self, batch: &mut WriteBatch) {
+        self.applied.via_snapshot = false;
         batch.put(keys::range_record(self.descriptor.range, RangeRecord::Applied), self.applied.encode());
     }
 
-    fn apply_payload(&mut self, term: Term, data: Bytes, batch: &mut WriteBatch) -> Result<bool, String> {
+    fn apply_payload(
+        &mut self,
+        term: Term,
+        data: Bytes,
+        batch: &mut WriteBatch,
+        effects: &mut Effects,
+    ) -> Result<(), String> {
         let sum = crc32c::crc32c(&data);
         let payload = Payload::decode(self.descriptor.range, data).map_err(|error| error.to_string())?;
-        let mut accepted = false;
         for command in payload.commands {
             let decoded = Command::decode(&command.body).map_err(|error| error.to_string())?;
             let valid = term == payload.term && self.admits(&decoded, term);
             if valid {
-                accepted = true;
-                self.apply_command(command.request, decoded, term, batch);
+                effects.accepted = true;
+                self.apply_command(command.request, decoded, term, batch, effects);
             }
         }
-        if accepted {
-            self.applied.sum = self.applied.sum.rotate_left(7) ^ u64::from(sum);
+        if effects.accepted {
+            self.add_to_sum(sum);
         }
-        Ok(accepted)
+        Ok(())
+    }
+
+    /// A membership change: the library's entry carries ours in its context. Both take effect, or neither.
+    fn apply_conf(&mut self, entry: &LogEntry, batch: &mut WriteBatch, effects: &mut Effects) -> Result<(), String> {
+        let mut change = ConfChangeV2::default();
+        change.merge_from_bytes(&entry.data).map_err(|error| error.to_string())?;
+        let payload = Payload::decode(self.descriptor.range, entry.context.clone());
+        let payload = payload.map_err(|error| error.to_string())?;
+        let [command] = &payload.commands[..] else { return Err("a membership change is not alone".to_owned()) };
+        let Command::ChangeReplicas { descriptor } = Command::decode(&command.body).map_err(|e| e.to_string())? else {
+            return Err("a membership change says nothing of the descriptor".to_owned());
+        };
+        let term = entry.pos.term;
+        let current = term == payload.term && term == self.lease.term && !self.lease.ended;
+        if !current || descriptor.generation != self.descriptor.generation.next() {
+            return Ok(());
+        }
+        batch.put(keys::range_record(self.descriptor.range, RangeRecord::Descriptor), descriptor.encode());
+        self.descriptor = descriptor;
+        self.add_to_sum(crc32c::crc32c(&entry.context));
+        (effects.accepted, effects.conf) = (true, Some(change));
+        Ok(())
+    }
+
+    fn add_to_sum(&mut self, sum: u32) {
+        self.applied.sum = self.applied.sum.rotate_left(7) ^ u64::from(sum);
     }
 
     /// Leases 3.5: a command of another term than the lease's is a no-op, and so is one outside the bounds.
@@ -80,10 +120,20 @@ impl State {
                 let inside = versions.changes.iter().all(|(key, _)| self.descriptor.span.contains(key));
                 term == self.lease.term && !self.lease.ended && inside
             }
+            Command::Check { .. } => term == self.lease.term && !self.lease.ended,
+            // Only beside the library's own.
+            Command::ChangeReplicas { .. } => false,
         }
     }
 
-    fn apply_command(&mut self, request: RequestId, command: Command, term: Term, batch: &mut WriteBatch) {
+    fn apply_command(
+        &mut self,
+        request: RequestId,
+        command: Command,
+        term: Term,
+        batch: &mut WriteBatch,
+        effects: &mut Effects,
+    ) {
         match command {
             Command::LeaseStart { replica, store, start } => {
                 let LeaseState { read_floor, seq, .. } = self.lease;
@@ -98,6 +148,8 @@ impl State {
                     batch.put(keys::finished(&anchor, request), answer);
                 }
             }
+            Command::Check { check } => effects.check = Some(check),
+            Command::ChangeReplicas { .. } => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use flotilla_storage::engine::{EngineError, Reader, WriteBatch};
 use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::log::{HardState, LogHead, LogOp, LogPos};
@@ -14,6 +15,7 @@ use flotilla_types::{
 use thiserror::Error;
 
 use crate::apply::State;
+use crate::raft::LogRead;
 
 /// The store cannot start.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -88,16 +90,24 @@ pub(crate) struct Found {
     pub(crate) state: State,
     /// What the log knows of it, or why it must not go on.
     pub(crate) head: Result<LogHead, &'static str>,
+    /// The log's part of a snapshot that a crash interrupted.
+    pub(crate) reset: Option<LogOp>,
 }
 
 /// Everything that lives on the store, held against the log (docs/durability.md, laws 2 and 3).
-pub(crate) fn find(engine: &dyn Reader, heads: &[(RangeId, LogHead)]) -> Result<BTreeMap<RangeId, Found>, BootError> {
+pub(crate) fn find(
+    engine: &dyn Reader,
+    log: &dyn LogRead,
+    heads: &[(RangeId, LogHead)],
+) -> Result<BTreeMap<RangeId, Found>, BootError> {
     let heads: BTreeMap<_, _> = heads.iter().copied().collect();
     let mut found = BTreeMap::new();
     for range in ranges(engine)? {
-        found.insert(range, load(engine, range, heads.get(&range))?);
+        found.insert(range, load(engine, log, range, heads.get(&range))?);
     }
-    if let Some(range) = heads.keys().find(|range| !found.contains_key(range)) {
+    // A log without entries and without state is of a replica that exists by name only.
+    let is_uninit = |head: &LogHead| head.birth.is_none() && head.last == LogPos::default();
+    if let Some((range, _)) = heads.iter().find(|(range, head)| !found.contains_key(range) && !is_uninit(head)) {
         return Err(BootError::Contradiction {
             range: *range,
             what: "its log is here and its state is not: the engine has lost something flushed",
@@ -126,17 +136,51 @@ fn ranges(engine: &dyn Reader) -> Result<Vec<RangeId>, BootError> {
     Ok(ranges)
 }
 
-fn load(engine: &dyn Reader, range: RangeId, head: Option<&LogHead>) -> Result<Found, BootError> {
+fn load(engine: &dyn Reader, log: &dyn LogRead, range: RangeId, head: Option<&LogHead>) -> Result<Found, BootError> {
+    let state = load_state(engine, range)?;
+    let me = decode_replica_id(&record(engine, range, RangeRecord::ReplicaId)?);
+    let me = me.map_err(|source| BootError::Record { range, source })?;
+    let unfinished = head.filter(|head| state.applied.via_snapshot && is_behind(log, range, head, state.applied.pos));
+    if let Some(head) = unfinished.filter(|head| head.replica == me) {
+        let (head, reset) = finish_snapshot(range, head, state.applied.pos);
+        return Ok(Found { me, state, head: Ok(head), reset: Some(reset) });
+    }
+    let head = judge(head, me, state.applied.pos);
+    Ok(Found { me, state, head, reset: None })
+}
+
+/// Whether a log does not reach a snapshot's position, or holds something else there.
+fn is_behind(log: &dyn LogRead, range: RangeId, head: &LogHead, at: LogPos) -> bool {
+    if at == head.trunc || at == head.last {
+        return false;
+    }
+    if at.index <= head.trunc.index || at.index >= head.last.index {
+        return at.index >= head.last.index;
+    }
+    let found = log.entries(range, at.index, at.index.next(), 0);
+    found.is_ok_and(|entries| entries.first().is_some_and(|entry| entry.pos != at))
+}
+
+/// A crash came between the ingest of a snapshot and the reset of the log (docs/durability.md, "Snapshots").
+fn finish_snapshot(range: RangeId, head: &LogHead, at: LogPos) -> (LogHead, LogOp) {
+    let vote = if head.hard.term >= at.term { head.hard.vote } else { ReplicaId(0) };
+    let hard = HardState { term: head.hard.term.max(at.term), vote, commit: at.index };
+    let head = LogHead { hard, hard_last: at, trunc: at, last: at, ..*head };
+    (head, LogOp::Reset { range, at, hard })
+}
+
+/// The replicated state of a range that lives here.
+pub(crate) fn load_state(engine: &dyn Reader, range: RangeId) -> Result<State, BootError> {
     let failed = |source| BootError::Record { range, source };
-    let record = |record| -> Result<_, BootError> {
-        let missing = BootError::Contradiction { range, what: "one of its records is missing" };
-        engine.get(&keys::range_record(range, record))?.ok_or(missing)
-    };
-    let descriptor = RangeDescriptor::decode(&record(RangeRecord::Descriptor)?).map_err(failed)?;
-    let applied = Applied::decode(&record(RangeRecord::Applied)?).map_err(failed)?;
-    let lease = LeaseState::decode(&record(RangeRecord::Lease)?).map_err(failed)?;
-    let me = decode_replica_id(&record(RangeRecord::ReplicaId)?).map_err(failed)?;
-    Ok(Found { me, state: State { descriptor, applied, lease }, head: judge(head, me, applied.pos) })
+    let descriptor = RangeDescriptor::decode(&record(engine, range, RangeRecord::Descriptor)?).map_err(failed)?;
+    let applied = Applied::decode(&record(engine, range, RangeRecord::Applied)?).map_err(failed)?;
+    let lease = LeaseState::decode(&record(engine, range, RangeRecord::Lease)?).map_err(failed)?;
+    Ok(State { descriptor, applied, lease })
+}
+
+fn record(engine: &dyn Reader, range: RangeId, record: RangeRecord) -> Result<Bytes, BootError> {
+    let missing = BootError::Contradiction { range, what: "one of its records is missing" };
+    engine.get(&keys::range_record(range, record))?.ok_or(missing)
 }
 
 /// The table of docs/durability.md for replicas that live in the engine.
@@ -164,6 +208,21 @@ mod tests {
 
     use super::*;
 
+    /// Not asked for in these tests.
+    struct NoLog;
+
+    impl LogRead for NoLog {
+        fn entries(
+            &self,
+            _: RangeId,
+            from: LogIndex,
+            _: LogIndex,
+            _: usize,
+        ) -> Result<Vec<flotilla_storage::log::LogEntry>, flotilla_storage::log::ReadLogError> {
+            Err(flotilla_storage::log::ReadLogError::Gone(from))
+        }
+    }
+
     fn new_store() -> (MemoryEngine, MemoryLog) {
         let (engine, log) = (MemoryEngine::new(), MemoryLog::new());
         let (batch, ops) = bootstrap(&[StoreId(1)], StoreId(1));
@@ -175,7 +234,7 @@ mod tests {
     #[test]
     fn a_new_store_holds_the_whole_keyspace_without_hole_or_overlap() {
         let (engine, log) = new_store();
-        let found = find(&engine, &log.heads()).unwrap();
+        let found = find(&engine, &NoLog, &log.heads()).unwrap();
         let mut at = Key::MIN;
         for found in found.values() {
             assert_eq!(found.state.descriptor.span.start, at);
@@ -211,6 +270,6 @@ mod tests {
     #[test]
     fn a_log_without_state_stops_the_store() {
         let (_, log) = new_store();
-        assert!(matches!(find(&MemoryEngine::new(), &log.heads()), Err(BootError::Contradiction { .. })));
+        assert!(matches!(find(&MemoryEngine::new(), &NoLog, &log.heads()), Err(BootError::Contradiction { .. })));
     }
 }

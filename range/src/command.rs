@@ -2,11 +2,15 @@
 //! nothing but the range's own lease and bounds, so that every replica does the same.
 
 use bytes::Bytes;
-use flotilla_types::{Key, RecordError, RecordReader, RecordWriter, ReplicaId, StoreId, Timestamp};
+use flotilla_types::{
+    CheckId, Key, RangeDescriptor, RecordError, RecordReader, RecordWriter, ReplicaId, StoreId, Timestamp,
+};
 
 const VERSION: u8 = 1;
 const START: u8 = 1;
 const WRITE: u8 = 2;
+const CHANGE_REPLICAS: u8 = 3;
+const CHECK: u8 = 4;
 
 /// One replicated command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +26,16 @@ pub enum Command {
     },
     /// Writes versions.
     Write(Versions),
+    /// One step of a membership change. Travels in the context of the library's own entry, and nowhere else.
+    ChangeReplicas {
+        /// What the range becomes: one generation above what it is.
+        descriptor: RangeDescriptor,
+    },
+    /// Every replica hashes its state as of this entry.
+    Check {
+        /// Names the check.
+        check: CheckId,
+    },
 }
 
 /// Versions that are written together.
@@ -56,6 +70,10 @@ impl Command {
                 }
                 record.finish().into()
             }
+            Self::ChangeReplicas { descriptor } => {
+                record.u8(CHANGE_REPLICAS).bytes(&descriptor.encode()).finish().into()
+            }
+            Self::Check { check } => record.u8(CHECK).u64(check.0).finish().into(),
         }
     }
 
@@ -71,6 +89,8 @@ impl Command {
                 Self::LeaseStart { replica, store, start: record.timestamp()? }
             }
             WRITE => Self::Write(decode_versions(&mut record)?),
+            CHANGE_REPLICAS => Self::ChangeReplicas { descriptor: RangeDescriptor::decode(record.bytes()?)? },
+            CHECK => Self::Check { check: CheckId(record.u64()?) },
             _ => return record.refuse("it is of an unknown kind"),
         };
         record.end()?;
@@ -96,7 +116,7 @@ fn decode_versions(record: &mut RecordReader<'_>) -> Result<Versions, RecordErro
 
 #[cfg(test)]
 mod tests {
-    use flotilla_types::keys;
+    use flotilla_types::{Generation, KeySpan, RangeId, ReplicaDescriptor, ReplicaKind, keys};
 
     use super::*;
 
@@ -104,11 +124,21 @@ mod tests {
     fn commands_read_back_as_written_and_cut_ones_are_refused() {
         let timestamp = Timestamp { wall: 7, logical: 1 };
         let changes = vec![(keys::user(b"a"), Some(Bytes::from_static(b"1"))), (keys::user(b"b"), None)];
+        let voter = ReplicaDescriptor { replica: ReplicaId(1), store: StoreId(2), kind: ReplicaKind::Voter };
+        let descriptor = RangeDescriptor {
+            range: RangeId(7),
+            span: KeySpan::ALL,
+            generation: Generation(3),
+            replicas: [voter].into_iter().collect(),
+            next_replica: ReplicaId(2),
+        };
         let finished = Some((keys::user(b"a"), Bytes::from_static(b"answer")));
         for command in [
             Command::LeaseStart { replica: ReplicaId(1), store: StoreId(2), start: timestamp },
             Command::Write(Versions { timestamp, changes: changes.clone(), finished }),
             Command::Write(Versions { timestamp, changes, finished: None }),
+            Command::ChangeReplicas { descriptor },
+            Command::Check { check: CheckId(9) },
         ] {
             let bytes = command.encode();
             assert_eq!(Command::decode(&bytes), Ok(command));

@@ -4,23 +4,31 @@
 //! propose; take what each touched group wants; apply what was committed, all ranges in one batch; then reply. Only
 //! ranges that something happened to, or whose time has come, are looked at.
 //!
-//! This version holds ranges that were there at the bootstrap: it neither splits nor moves nor truncates them, and a
-//! replica that needs a snapshot waits. Reads need a supported lease; there is no read-index fallback.
+//! `snapshots` sends and installs them, `uninit` holds replicas that exist by name only, `peers` knows which stores share
+//! a range with this one. Reads need a supported lease; there is no read-index fallback.
+
+mod peers;
+mod snapshots;
+mod uninit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_storage::engine::{Reader, WriteBatch};
+use flotilla_storage::engine::Reader;
 use flotilla_storage::log::{LogHead, LogOp};
 use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, StoreId, Timestamp};
 
 use crate::boot::{self, BootError};
 use crate::event::{Effect, Event, Now, Ticket};
 use crate::flush::{Act, AfterFlush};
-use crate::message::{Beat, BeatReply, PeerMessage};
+use crate::message::PeerMessage;
 use crate::raft::{self, Ctx, Group, GroupBoot, GroupConfig, GroupReady, LogRead, Role, Support};
 use crate::replica::Replica;
+use crate::snapshot::{Incoming, Outgoing};
+use crate::turn::Turn;
+use peers::Peers;
+use uninit::Uninit;
 
 /// Settings of a fleet.
 #[derive(Debug, Clone)]
@@ -62,6 +70,13 @@ pub struct Fleet {
     writing: BTreeMap<Ticket, Vec<(RangeId, u64)>>,
     suspended: bool,
     flush: AfterFlush,
+    /// Reads entries for groups that are started later.
+    log: Arc<dyn LogRead>,
+    /// Replicas without state. Invariant: none of a range that is in `replicas`.
+    uninit: BTreeMap<RangeId, Uninit>,
+    outgoing: Outgoing,
+    incoming: Incoming,
+    peers: Peers,
 }
 
 impl Fleet {
@@ -76,6 +91,8 @@ impl Fleet {
         heads: &[(RangeId, LogHead)],
         mono: Duration,
     ) -> Result<(Self, Vec<Effect>), BootError> {
+        let outgoing = Outgoing::new(config.store, config.boot);
+        let peers = Peers::new(config.store);
         let mut fleet = Self {
             config,
             replicas: BTreeMap::new(),
@@ -86,9 +103,20 @@ impl Fleet {
             writing: BTreeMap::new(),
             suspended: false,
             flush: AfterFlush::default(),
+            log: Arc::clone(&log),
+            uninit: BTreeMap::new(),
+            outgoing,
+            incoming: Incoming::default(),
+            peers,
         };
         let mut effects = Vec::new();
-        for (range, found) in boot::find(engine, heads)? {
+        let found = boot::find(engine, log.as_ref(), heads)?;
+        for (range, head) in heads.iter().filter(|(range, _)| !found.contains_key(range)) {
+            fleet.start_uninit(*range, *head, mono);
+        }
+        let mut resets = Vec::new();
+        for (range, found) in found {
+            resets.extend(found.reset);
             let started = found.head.map_err(str::to_owned).and_then(|head| {
                 let boot = GroupBoot {
                     range,
@@ -111,9 +139,15 @@ impl Fleet {
                 Err(why) => effects.push(Effect::Lost { range, why }),
             }
         }
-        let stores = fleet.replicas.values().flat_map(|replica| &replica.state.descriptor.replicas);
-        let peers = stores.map(|replica| replica.store).filter(|store| *store != fleet.config.store).collect();
-        effects.push(Effect::Peers(peers));
+        for replica in fleet.replicas.values() {
+            fleet.peers.count(None, Some(&replica.state.descriptor));
+        }
+        if !resets.is_empty() {
+            // Whatever the group writes comes behind it.
+            effects.insert(0, Effect::Append { ticket: fleet.next_ticket, ops: resets });
+            fleet.next_ticket = Ticket(fleet.next_ticket.0 + 1);
+        }
+        effects.push(Effect::Peers(fleet.peers.stores()));
         Ok((fleet, effects))
     }
 
@@ -126,7 +160,7 @@ impl Fleet {
     /// When a turn is wanted although nothing happens.
     #[must_use]
     pub fn next_wake(&self) -> Option<Duration> {
-        self.wakes.first().map(|(at, _)| *at)
+        self.wakes.first().map(|(at, _)| *at).into_iter().chain(self.outgoing.next_wake()).min()
     }
 
     /// How many ranges are led here.
@@ -153,18 +187,18 @@ impl Fleet {
         let ctx = Ctx { now: now.hlc, mono: now.mono, support, may_campaign: !self.suspended };
         let mut turn = Turn::default();
         for event in events {
-            self.take(&ctx, event, &mut turn);
+            self.take(&ctx, event, engine, &mut turn);
         }
         self.wake_due(now.mono);
         for range in std::mem::take(&mut self.touched) {
             self.turn_of(&ctx, range, engine, &mut turn);
         }
-        self.finish(turn)
+        self.finish(&ctx, turn)
     }
 
-    fn take(&mut self, ctx: &Ctx<'_>, event: Event, turn: &mut Turn) {
+    fn take(&mut self, ctx: &Ctx<'_>, event: Event, engine: &dyn Reader, turn: &mut Turn) {
         match event {
-            Event::Message { from, message } => self.message(ctx, from, message),
+            Event::Message { from, message } => self.message(ctx, from, message, engine, turn),
             Event::Request { token, request } => {
                 let range = request.range;
                 if self.suspended {
@@ -198,14 +232,11 @@ impl Fleet {
                     self.each(|replica| replica.refuse_waiting(&mut turn.effects));
                 }
             }
-            // No range of this version waits for a snapshot, a hash or a full disk.
-            Event::Pinned(_)
-            | Event::SnapshotReceived { .. }
-            | Event::SnapshotSent { .. }
-            | Event::Ingested(_)
-            | Event::Hashed { .. }
-            | Event::DiskFull(_)
-            | Event::Drain => {}
+            Event::SnapshotReceived { header, files } => self.snapshot_received(ctx, header, files, turn),
+            Event::SnapshotSent { id, delivered } => self.snapshot_sent(ctx, id, delivered),
+            Event::Ingested(id) => self.ingested(ctx, id, engine, turn),
+            // No range of this version waits for a hash or a full disk.
+            Event::Pinned(_) | Event::Hashed { .. } | Event::DiskFull(_) | Event::Drain => {}
         }
     }
 
@@ -230,15 +261,17 @@ impl Fleet {
         }
     }
 
-    fn message(&mut self, ctx: &Ctx<'_>, from: StoreId, message: PeerMessage) {
+    fn message(&mut self, ctx: &Ctx<'_>, from: StoreId, message: PeerMessage, engine: &dyn Reader, turn: &mut Turn) {
         match message {
             PeerMessage::Raft(envelope) => {
+                self.meet(ctx, envelope.range, envelope.to, engine, turn);
                 if let Some(group) = self.group(envelope.range) {
                     group.receive(ctx, from, &envelope);
                 }
             }
             PeerMessage::Beats(beats) => {
                 for beat in &beats {
+                    self.meet(ctx, beat.range, beat.to, engine, turn);
                     if let Some(group) = self.group(beat.range) {
                         group.receive_beat(ctx, from, beat);
                     }
@@ -263,9 +296,12 @@ impl Fleet {
 
     /// The group of a range that something happens to.
     fn group(&mut self, range: RangeId) -> Option<&mut Group> {
-        let replica = self.replicas.get_mut(&range)?;
+        let group = match self.replicas.get_mut(&range) {
+            Some(replica) => &mut replica.group,
+            None => &mut self.uninit.get_mut(&range)?.group,
+        };
         self.touched.insert(range);
-        Some(&mut replica.group)
+        Some(group)
     }
 
     fn persisted(&mut self, ctx: &Ctx<'_>, through: Ticket, turn: &mut Turn) {
@@ -273,13 +309,24 @@ impl Fleet {
             && *entry.key() <= through
         {
             for (range, number) in entry.remove() {
-                if let Some(replica) = self.replicas.get_mut(&range) {
-                    let sends = replica.group.persisted(ctx, number);
-                    turn.send(range, sends, replica);
-                    self.touched.insert(range);
-                }
+                let Some(group) = self.group(range) else { continue };
+                let sends = group.persisted(ctx, number);
+                self.send(ctx, range, sends, turn);
             }
         }
+        self.snapshots_logged(through, turn);
+    }
+
+    /// Fills in what the group does not know.
+    fn send(&mut self, ctx: &Ctx<'_>, range: RangeId, mut sends: raft::Sends, turn: &mut Turn) {
+        let sum = self.replicas.get(&range).map_or(0, |replica| replica.state.applied.sum);
+        for (_, reply) in &mut sends.beat_replies {
+            reply.sum = sum;
+        }
+        for (to, _) in std::mem::take(&mut sends.wants_snapshot) {
+            self.outgoing.want(range, to, ctx.mono);
+        }
+        turn.send(sends);
     }
 
     fn wake_due(&mut self, mono: Duration) {
@@ -293,17 +340,22 @@ impl Fleet {
     }
 
     fn turn_of(&mut self, ctx: &Ctx<'_>, range: RangeId, engine: &dyn Reader, turn: &mut Turn) {
-        let Some(replica) = self.replicas.get_mut(&range) else { return };
+        let Some(replica) = self.replicas.get_mut(&range) else { return self.turn_of_uninit(ctx, range, turn) };
         replica.expire(ctx, &mut turn.effects);
         replica.group.tick(ctx);
         replica.evaluate_granted(ctx, engine, &mut turn.effects);
-        while let Some(ready) = replica.group.ready(ctx) {
+        replica.leave_joint(ctx);
+        while let Some(replica) = self.replicas.get_mut(&range)
+            && let Some(ready) = replica.group.ready(ctx)
+        {
             let ended = ready.snapshot.is_some();
-            turn.take(ctx, range, ready, replica);
+            self.carry_out(ctx, range, ready, turn);
             if ended {
                 break;
             }
         }
+        self.discard_refused(range, turn);
+        let Some(replica) = self.replicas.get_mut(&range) else { return };
         if let Some(why) = replica.newly_lost() {
             turn.effects.push(Effect::Lost { range, why });
             replica.role_changed(replica.group.role(), &mut turn.effects);
@@ -323,80 +375,58 @@ impl Fleet {
         }
     }
 
-    /// Puts the turn's effects in order: write, append, send, reply.
-    fn finish(&mut self, turn: Turn) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        if !turn.batch.is_empty() {
-            self.flush.count();
-            effects.push(Effect::Write(turn.batch));
-        }
-        self.flush.wait(turn.acts);
-        if !turn.log_ops.is_empty() || !turn.numbers.is_empty() {
-            let ticket = self.next_ticket;
-            self.next_ticket = Ticket(ticket.0 + 1);
-            self.writing.insert(ticket, turn.numbers);
-            effects.push(Effect::Append { ticket, ops: turn.log_ops });
-        }
-        effects.extend(turn.messages.into_iter().map(|(to, message)| Effect::Send { to, message }));
-        effects
-            .extend(turn.beats.into_iter().map(|(to, beats)| Effect::Send { to, message: PeerMessage::Beats(beats) }));
-        let replies = turn.beat_replies.into_iter();
-        effects.extend(replies.map(|(to, replies)| Effect::Send { to, message: PeerMessage::BeatReplies(replies) }));
-        effects.extend(turn.effects);
-        effects.extend(turn.replies);
-        effects
-    }
-}
-
-/// What one turn gathers over all its ranges.
-#[derive(Default)]
-struct Turn {
-    batch: WriteBatch,
-    log_ops: Vec<LogOp>,
-    numbers: Vec<(RangeId, u64)>,
-    messages: Vec<(StoreId, PeerMessage)>,
-    beats: BTreeMap<StoreId, Vec<Beat>>,
-    beat_replies: BTreeMap<StoreId, Vec<BeatReply>>,
-    effects: Vec<Effect>,
-    /// Answers to what the batch writes.
-    replies: Vec<Effect>,
-    /// What may be done once the batch is flushed.
-    acts: Vec<Act>,
-}
-
-impl Turn {
-    fn send(&mut self, range: RangeId, sends: raft::Sends, replica: &mut Replica) {
-        let messages = sends.messages.into_iter();
-        self.messages.extend(messages.map(|(to, envelope)| (to, PeerMessage::Raft(envelope))));
-        for (to, beat) in sends.beats {
-            self.beats.entry(to).or_default().push(beat);
-        }
-        let applied = replica.state.applied;
-        for (to, reply) in sends.beat_replies {
-            self.beat_replies.entry(to).or_default().push(BeatReply { sum: applied.sum, ..reply });
-        }
-        if !sends.wants_snapshot.is_empty() {
-            tracing::warn!(%range, "a replica needs a snapshot, which this version does not send");
-        }
-    }
-
-    fn take(&mut self, ctx: &Ctx<'_>, range: RangeId, ready: GroupReady, replica: &mut Replica) {
-        self.log_ops.extend(ready.log_ops);
-        self.numbers.extend(ready.number.map(|number| (range, number)));
+    /// One ready of a replica that has state.
+    fn carry_out(&mut self, ctx: &Ctx<'_>, range: RangeId, ready: GroupReady, turn: &mut Turn) {
+        self.snapshot_ready(range, &ready, turn);
+        let Some(replica) = self.replicas.get_mut(&range) else { return };
+        turn.log_ops.extend(ready.log_ops);
+        turn.numbers.extend(ready.number.map(|number| (range, number)));
         for (to, term) in ready.releases {
-            self.messages.push((to, PeerMessage::Release { range, replica: replica.id(), term }));
+            turn.messages.push((to, PeerMessage::Release { range, replica: replica.id(), term }));
         }
         if let Some(role) = ready.role {
-            replica.role_changed(role, &mut self.effects);
+            replica.role_changed(role, &mut turn.effects);
             if role.role == Role::Leader {
-                self.effects.push(Effect::Lead { descriptor: replica.state.descriptor.clone() });
+                turn.effects.push(Effect::Lead { descriptor: replica.state.descriptor.clone() });
             }
         }
-        if !ready.committed.is_empty()
-            && let Err(why) = replica.apply_committed(ctx, &ready.committed, &mut self.batch, &mut self.replies)
-        {
-            replica.group.lose(ctx, raft::LossReason::Boot(why));
+        if !ready.committed.is_empty() {
+            let before = replica.state.descriptor.clone();
+            if let Err(why) = replica.apply_committed(ctx, &ready.committed, turn) {
+                replica.group.lose(ctx, raft::LossReason::Boot(why));
+            }
+            self.descriptor_changed(range, &before, turn);
         }
-        self.send(range, ready.sends, replica);
+        self.send(ctx, range, ready.sends, turn);
+    }
+
+    /// What follows from a new descriptor that was just applied.
+    fn descriptor_changed(&mut self, range: RangeId, before: &RangeDescriptor, turn: &mut Turn) {
+        let Some(replica) = self.replicas.get(&range) else { return };
+        let after = &replica.state.descriptor;
+        if after.generation == before.generation {
+            return;
+        }
+        if self.peers.count(Some(before), Some(after)) {
+            turn.effects.push(Effect::Peers(self.peers.stores()));
+        }
+        if replica.group.role().role == Role::Leader {
+            turn.effects.push(Effect::Lead { descriptor: after.clone() });
+            // Whoever is gone does not hear it from the log any more.
+            for gone in before.replicas.iter().filter(|replica| after.replica(replica.replica).is_none()) {
+                turn.messages.push((gone.store, PeerMessage::Removed { range, next: gone.replica.next() }));
+            }
+        }
+    }
+
+    /// Puts the turn's effects in order.
+    fn finish(&mut self, ctx: &Ctx<'_>, mut turn: Turn) -> Vec<Effect> {
+        self.send_snapshots(ctx, &mut turn);
+        let append = (!turn.log_ops.is_empty() || !turn.numbers.is_empty()).then_some(self.next_ticket);
+        if let Some(ticket) = append {
+            self.next_ticket = Ticket(ticket.0 + 1);
+            self.writing.insert(ticket, std::mem::take(&mut turn.numbers));
+        }
+        turn.finish(append, &mut self.flush)
     }
 }

@@ -4,6 +4,7 @@
 
 mod apply;
 pub mod boot;
+pub mod check;
 pub mod command;
 pub mod entry;
 mod evaluate;
@@ -12,8 +13,10 @@ pub mod fleet;
 mod flush;
 pub mod latches;
 pub mod liveness;
+mod membership;
 pub mod message;
 pub mod raft;
 mod replica;
 pub mod snapshot;
 pub mod timestamp_cache;
+mod turn;

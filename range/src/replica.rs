@@ -3,6 +3,8 @@
 //! The road of a request through this file: `request` (admit) → latches (sequence) → `evaluate_granted` (evaluate,
 //! propose) → `apply_committed` (apply, reply). A request leaves at each step with an answer, and exactly one.
 
+mod changes;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ use crate::event::{Effect, Token};
 use crate::latches::{Access, LatchId, Latches};
 use crate::raft::{Ctx, Group, LossReason, Role, RoleState};
 use crate::timestamp_cache::TimestampCache;
+use crate::turn::Turn;
 
 /// Requests that may hold latches or wait for them in one range: some rounds of consensus at full speed.
 const OPEN_MAX: usize = 4096;
@@ -59,6 +62,8 @@ pub(crate) struct Replica {
     granted: Vec<LatchId>,
     /// Commands in the log, by the entry that carries them.
     proposed: BTreeMap<LogIndex, (Term, Vec<Proposed>)>,
+    /// Changes of the range itself that are in the log, by their entry.
+    changing: BTreeMap<LogIndex, (Term, Token)>,
     /// The loss of the group was told, and its callers were answered.
     loss_told: bool,
 }
@@ -76,6 +81,7 @@ impl Replica {
             deadlines: BTreeMap::new(),
             granted: Vec::new(),
             proposed: BTreeMap::new(),
+            changing: BTreeMap::new(),
             loss_told: false,
         }
     }
@@ -115,12 +121,17 @@ impl Replica {
     }
 
     /// Changes of the range itself. They are answered when they were applied.
-    fn admin(&mut self, _ctx: &Ctx<'_>, token: Token, admin: Admin, effects: &mut Vec<Effect>) {
-        let refused = match admin {
-            Admin::Split { .. } | Admin::TransferLeader { .. } => "this version does not do that",
-            Admin::ChangeReplicas { .. } | Admin::Check { .. } => "this version does not change ranges on request",
+    fn admin(&mut self, ctx: &Ctx<'_>, token: Token, admin: Admin, effects: &mut Vec<Effect>) {
+        let answered = match admin {
+            Admin::Split { .. } | Admin::TransferLeader { .. } => {
+                Some(Err(RangeError::Invalid { what: "this version does not do that".to_owned() }))
+            }
+            Admin::ChangeReplicas { generation, target } => self.change_replicas(ctx, token, generation, &target),
+            Admin::Check { check } => self.check(ctx, token, check),
         };
-        effects.push(Effect::Reply { token, result: Err(RangeError::Invalid { what: refused.to_owned() }) });
+        if let Some(result) = answered {
+            effects.push(Effect::Reply { token, result });
+        }
     }
 
     fn admit(&self, request: &RangeRequest) -> Result<Vec<(KeySpan, Access)>, RangeError> {
@@ -280,7 +291,7 @@ impl Replica {
         }
     }
 
-    /// Applies committed entries into the batch. Replies come after the batch is written.
+    /// Applies committed entries into the turn's batch. Replies come after the batch is written.
     ///
     /// # Errors
     /// An entry cannot be read: the replica is lost.
@@ -288,8 +299,7 @@ impl Replica {
         &mut self,
         ctx: &Ctx<'_>,
         entries: &[LogEntry],
-        batch: &mut WriteBatch,
-        replies: &mut Vec<Effect>,
+        turn: &mut Turn,
     ) -> Result<(), String> {
         // Its own until it ends with `A`: an entry that cannot be read leaves nothing behind (durability, section 2).
         let mut own = WriteBatch::default();
@@ -299,10 +309,19 @@ impl Replica {
                 self.cache.raise_low_water(self.state.lease.start);
                 self.group.note_applied_lease(ctx, &self.state.lease);
             }
-            self.reply_applied(entry, done.accepted, replies);
+            if let Some(change) = &done.conf {
+                self.apply_conf(ctx, change)?;
+            }
+            if let Some(check) = done.check {
+                self.state.write_applied(&mut own);
+                turn.batch.append(std::mem::take(&mut own));
+                turn.look(self.hash(check));
+            }
+            self.reply_applied(entry, done.accepted, &mut turn.replies);
+            self.reply_changed(ctx, entry, done.accepted, &mut turn.replies);
         }
         self.state.write_applied(&mut own);
-        batch.append(own);
+        turn.batch.append(own);
         self.group.advance_applied(ctx, self.state.applied.pos);
         Ok(())
     }
@@ -338,6 +357,10 @@ impl Replica {
                 let why = "leadership moved while the command was in the log".to_owned();
                 effects.push(Effect::Reply { token: caller.token, result: Err(RangeError::Ambiguous { why }) });
             }
+        }
+        for (_, token) in std::mem::take(&mut self.changing).into_values() {
+            let why = "leadership moved while the change was in the log".to_owned();
+            effects.push(Effect::Reply { token, result: Err(RangeError::Ambiguous { why }) });
         }
         for open in std::mem::take(&mut self.open).into_values() {
             effects.push(Effect::Reply { token: open.token, result: Err(self.not_leaseholder()) });

@@ -205,6 +205,15 @@ fn see(cursor: &mut dyn Cursor, key: &Key, window: ReadWindow) -> Result<Option<
     Ok(row(key.clone(), version))
 }
 
+/// Whether a version's value says that its key was deleted.
+///
+/// # Errors
+/// It is no version's value.
+pub fn is_deletion(value: &[u8]) -> Result<bool, EngineError> {
+    let corrupt = || EngineError::Corrupt { action: "read a version", cause: "it is empty".to_owned() };
+    value.first().map(|flags| flags & FLAG_DELETE != 0).ok_or_else(corrupt)
+}
+
 fn row(key: Key, version: Version) -> Option<Row> {
     version.value.map(|value| Row { key, value, timestamp: version.timestamp })
 }

@@ -360,6 +360,17 @@ impl Group {
         &self.view().conf
     }
 
+    /// Whether the applied configuration is the one that a descriptor stands for.
+    #[must_use]
+    pub(crate) fn conf_matches(&self, descriptor: &RangeDescriptor) -> bool {
+        let sorted = |conf: &ConfState| {
+            let mut parts = [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next].map(Vec::clone);
+            parts.iter_mut().for_each(|ids| ids.sort_unstable());
+            parts
+        };
+        sorted(&conf_of(Some(descriptor))) == sorted(self.conf())
+    }
+
     /// Gives up entries at or below `through`, or as many as are applied. Only as an after-flush act.
     pub fn truncate(&mut self, through: LogIndex) -> Option<LogOp> {
         if self.lost.is_some() || self.restoring.is_some() {

@@ -13,14 +13,24 @@ use super::wire;
 use crate::message::{Beat, BeatReply, Envelope};
 
 impl Group {
-    /// Takes a message of the raft lane, and MsgSnapshot once all its frames were verified.
+    /// Takes a message of the raft lane. Snapshots come by `receive_snapshot` alone.
     pub fn receive(&mut self, ctx: &Ctx<'_>, from: StoreId, envelope: &Envelope) {
+        self.receive_kind(ctx, from, envelope, false);
+    }
+
+    /// Takes MsgSnapshot, once all its frames were verified.
+    pub fn receive_snapshot(&mut self, ctx: &Ctx<'_>, from: StoreId, envelope: &Envelope) {
+        self.receive_kind(ctx, from, envelope, true);
+    }
+
+    fn receive_kind(&mut self, ctx: &Ctx<'_>, from: StoreId, envelope: &Envelope, snapshot: bool) {
         if envelope.range != self.range || envelope.to != self.me {
             return;
         }
         self.guard(ctx, |group| {
             let Some(message) = wire::parse(&envelope.message, group.config.message_bytes_max) else { return };
-            if message.from == envelope.from.0 && message.to == envelope.to.0 {
+            let expected = (message.get_msg_type() == MessageType::MsgSnapshot) == snapshot;
+            if expected && message.from == envelope.from.0 && message.to == envelope.to.0 {
                 group.take(ctx, from, message, envelope.promised);
             }
         });

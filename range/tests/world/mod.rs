@@ -9,18 +9,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_range::boot::bootstrap;
-use flotilla_range::event::{Effect, Event, Now, Token};
+use flotilla_range::check::hash;
+use flotilla_range::event::{Effect, Event, FlushMark, Now, Token};
 use flotilla_range::fleet::{Fleet, FleetConfig};
 use flotilla_range::liveness::{Liveness, LivenessConfig, LivenessEffect, LivenessEvent, LivenessMessage, LivenessNow};
-use flotilla_range::message::PeerMessage;
+use flotilla_range::message::{PeerMessage, SnapshotHeader};
 use flotilla_range::raft::{GroupConfig, LogRead};
+use flotilla_range::snapshot::frames::FrameWriter;
+use flotilla_range::snapshot::intake::{Intake, install};
 use flotilla_storage::engine::{Cursor, Engine, EngineError, Reader};
-use flotilla_storage::log::{LogBatch, LogEntry, LogStore, ReadLogError};
+use flotilla_storage::log::{LogBatch, LogEntry, LogOp, LogStore, ReadLogError};
 use flotilla_storage::memory::MemoryEngine;
 use flotilla_storage::memory_log::MemoryLog;
 use flotilla_types::{
-    Command, Hlc, Key, LogIndex, RangeError, RangeId, RangeReply, RangeRequest, Read, ReadAt, Reply, RequestId,
-    StoreId, Timestamp, Write, WriteResult, keys,
+    Admin, CheckId, Command, ConfTarget, Hlc, Key, LogIndex, RangeDescriptor, RangeError, RangeId, RangeReply,
+    RangeRequest, Read, ReadAt, ReplicaHash, Reply, RequestId, StoreId, Timestamp, Write, WriteResult, keys,
 };
 
 pub const USER: RangeId = RangeId(5);
@@ -41,6 +44,30 @@ impl LogRead for SharedLog {
 enum Post {
     Range(PeerMessage),
     Liveness(LivenessMessage),
+    Snapshot(SnapshotHeader, Vec<Bytes>),
+}
+
+/// Where a receiver of a snapshot may be made to die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// The frames are verified, the fleet has not heard of it.
+    BeforeEvent,
+    /// Term and vote are synced.
+    BeforeIngest,
+    /// The files are part of the engine.
+    AfterIngest,
+    /// The log still is the old one.
+    BeforeReset,
+    /// The log begins anew; the leader does not know yet.
+    AfterReset,
+}
+
+fn dies(plan: &mut Option<(StoreId, Point)>, store: StoreId, point: Point) -> bool {
+    let now = *plan == Some((store, point));
+    if now {
+        *plan = None;
+    }
+    now
 }
 
 pub struct Node {
@@ -50,6 +77,8 @@ pub struct Node {
     pub(crate) events: Vec<Event>,
     boot: u32,
     pub down: bool,
+    /// Engine changes of this boot.
+    written: u64,
 }
 
 /// A disk that reads nothing any more.
@@ -81,10 +110,22 @@ pub struct World {
     pub unreadable: Option<StoreId>,
     /// What that store gave up.
     pub lost: Vec<RangeId>,
+    /// Which receiver of a snapshot dies where.
+    pub crash_at: Option<(StoreId, Point)>,
+    /// How many snapshots were sent.
+    pub snapshots: u32,
+    /// What checks found.
+    pub hashes: BTreeMap<(StoreId, RangeId, CheckId), ReplicaHash>,
 }
 
 impl World {
+    /// Three stores with all ranges on each.
     pub fn new() -> Self {
+        Self::with(&[1, 2, 3], 3)
+    }
+
+    /// The ranges begin on the named stores, of as many as there are.
+    pub fn with(first: &[u64], stores: u64) -> Self {
         let mut world = Self {
             time: START,
             nodes: BTreeMap::new(),
@@ -95,16 +136,19 @@ impl World {
             next_token: 0,
             unreadable: None,
             lost: Vec::new(),
+            crash_at: None,
+            snapshots: 0,
+            hashes: BTreeMap::new(),
         };
-        let stores: Vec<_> = (1..=3).map(StoreId).collect();
-        for store in &stores {
+        let first: Vec<_> = first.iter().map(|store| StoreId(*store)).collect();
+        for store in (1..=stores).map(StoreId) {
             let (engine, log) = (MemoryEngine::new(), Arc::new(MemoryLog::new()));
-            let (batch, ops) = bootstrap(&stores, *store);
+            let (batch, ops) = if first.contains(&store) { bootstrap(&first, store) } else { Default::default() };
             engine.write(&batch).unwrap();
             engine.flush().unwrap();
             log.write(&LogBatch { ops }).unwrap();
-            world.disks.insert(*store, (engine, log));
-            world.boot(*store, 1);
+            world.disks.insert(store, (engine, log));
+            world.boot(store, 1);
         }
         world
     }
@@ -119,16 +163,23 @@ impl World {
         let phase = Duration::from_millis(store.0 * 30);
         let liveness = Liveness::restore(TIMES, boot, phase, &log.metas(), now).unwrap();
         let clock = Hlc::starting_at(liveness.bound(), Duration::from_millis(250));
-        self.nodes.insert(store, Node { fleet, liveness, clock, events: Vec::new(), boot, down: false });
+        engine.discard_ssts("").unwrap();
+        let node = Node { fleet, liveness, clock, events: Vec::new(), boot, down: false, written: 0 };
+        self.nodes.insert(store, node);
         for effect in effects {
             match effect {
                 Effect::Peers(peers) => self.liveness(store, LivenessEvent::Peers(peers)),
+                Effect::Append { ticket, ops } => {
+                    self.disks[&store].1.write(&LogBatch { ops }).unwrap();
+                    self.nodes.get_mut(&store).unwrap().events.push(Event::Persisted(ticket));
+                }
                 Effect::Lost { range, why } => panic!("{range} is lost at boot: {why}"),
                 other => panic!("not expected at boot: {other:?}"),
             }
         }
     }
 
+    /// A crash.
     pub fn kill(&mut self, store: StoreId) {
         self.nodes.get_mut(&store).unwrap().down = true;
         self.disks[&store].0.crash();
@@ -172,6 +223,7 @@ impl World {
 
     fn fleet(&mut self, store: StoreId) {
         let node = self.nodes.get_mut(&store).unwrap();
+        let mut peers = None;
         loop {
             let Ok(hlc) = node.clock.now(self.time) else { return };
             let (engine, log) = &self.disks[&store];
@@ -181,9 +233,19 @@ impl World {
             let reader: &dyn Reader = if self.unreadable == Some(store) { &unreadable } else { engine };
             for effect in node.fleet.step(std::mem::take(&mut node.events), now, reader, view.as_ref()) {
                 match effect {
-                    Effect::Write(batch) => engine.write(&batch).unwrap(),
+                    Effect::Write(batch) => {
+                        engine.write(&batch).unwrap();
+                        node.written += 1;
+                    }
                     Effect::Append { ticket, ops } => {
+                        let resets = ops.iter().any(|op| matches!(op, LogOp::Reset { .. }));
+                        if resets && dies(&mut self.crash_at, store, Point::BeforeReset) {
+                            return self.kill(store);
+                        }
                         log.write(&LogBatch { ops }).unwrap();
+                        if resets && dies(&mut self.crash_at, store, Point::AfterReset) {
+                            return self.kill(store);
+                        }
                         node.events.push(Event::Persisted(ticket));
                     }
                     Effect::Send { to, message } => {
@@ -192,15 +254,73 @@ impl World {
                     Effect::Reply { token, result } => {
                         assert!(self.answers.insert(token, result).is_none(), "answered twice: {token:?}");
                     }
+                    Effect::SendSnapshot { to, header } => {
+                        let view = engine.snapshot();
+                        let spans = flotilla_storage::keys::spans(header.descriptor.range, &header.descriptor.span);
+                        let mut writer = FrameWriter::new(view.as_ref(), header.id, spans);
+                        let frames = std::iter::from_fn(|| writer.next_frame().unwrap()).collect();
+                        self.network.push_back((store, to, hlc, Post::Snapshot(header, frames)));
+                        self.snapshots += 1;
+                    }
+                    Effect::Ingest { id, files, cleared } => {
+                        node.written += 1;
+                        if dies(&mut self.crash_at, store, Point::BeforeIngest) {
+                            return self.kill(store);
+                        }
+                        install(engine, id, &files, &cleared).unwrap();
+                        if dies(&mut self.crash_at, store, Point::AfterIngest) {
+                            return self.kill(store);
+                        }
+                        node.events.push(Event::Ingested(id));
+                    }
+                    Effect::Peers(stores) => peers = Some(stores),
+                    Effect::Discard { files } => {
+                        files.iter().for_each(|file| engine.discard_ssts(file).unwrap());
+                    }
+                    Effect::Hash { descriptor, replica, check, applied } => {
+                        let hash = hash(engine.snapshot().as_ref(), &descriptor, replica, applied).unwrap();
+                        self.hashes.insert((store, descriptor.range, check), hash);
+                    }
                     Effect::Lost { range, .. } if self.unreadable == Some(store) => self.lost.push(range),
                     Effect::Lost { range, why } => panic!("{range} is lost on {store}: {why}"),
                     _ => {}
                 }
             }
             if node.events.is_empty() && !node.fleet.has_work() {
-                return;
+                break;
             }
         }
+        if let Some(peers) = peers {
+            self.liveness(store, LivenessEvent::Peers(peers));
+        }
+    }
+
+    /// The IO thread of a receiver.
+    fn receive(&mut self, to: StoreId, header: SnapshotHeader, frames: &[Bytes]) -> bool {
+        let engine = &self.disks[&to].0;
+        let mut intake = Intake::new(&header);
+        for frame in frames {
+            intake.accept(engine, frame).unwrap();
+        }
+        let files = intake.finish().unwrap();
+        if dies(&mut self.crash_at, to, Point::BeforeEvent) {
+            self.kill(to);
+            return false;
+        }
+        self.nodes.get_mut(&to).unwrap().events.push(Event::SnapshotReceived { header, files });
+        true
+    }
+
+    /// Flushes a store's engine, and tells its fleet.
+    pub fn flush(&mut self, store: StoreId) {
+        self.disks[&store].0.flush().unwrap();
+        let node = self.nodes.get_mut(&store).unwrap();
+        node.events.push(Event::Flushed(FlushMark(node.written)));
+    }
+
+    /// A store's engine and log.
+    pub fn disk(&self, store: StoreId) -> &(MemoryEngine, Arc<MemoryLog>) {
+        &self.disks[&store]
     }
 
     pub fn tick(&mut self) {
@@ -216,9 +336,17 @@ impl World {
             let (from, to, sent, post) = self.network.pop_front().unwrap();
             let node = self.nodes.get_mut(&to).unwrap();
             if node.down || self.cut.contains(&(from, to)) || node.clock.forward(sent, self.time).is_err() {
+                if let Post::Snapshot(header, _) = post {
+                    let failed = Event::SnapshotSent { id: header.id, delivered: false };
+                    self.nodes.get_mut(&from).unwrap().events.push(failed);
+                }
                 continue;
             }
             match post {
+                Post::Snapshot(header, frames) => {
+                    let (id, whole) = (header.id, self.receive(to, header, &frames));
+                    self.nodes.get_mut(&from).unwrap().events.push(Event::SnapshotSent { id, delivered: whole });
+                }
                 Post::Range(message) => node.events.push(Event::Message { from, message }),
                 Post::Liveness(message) => self.liveness(to, LivenessEvent::Message { from, sent, message }),
             }
@@ -275,6 +403,47 @@ impl World {
             Reply::Write(result) => Ok(result),
             other => panic!("a write was answered with {other:?}"),
         }
+    }
+
+    /// The user range as its leader knows it.
+    pub fn descriptor(&self) -> Option<RangeDescriptor> {
+        let leader = self.leader(USER)?;
+        let status = self.nodes[&leader].fleet.status();
+        status.into_iter().find(|range| range.descriptor.range == USER).map(|range| range.descriptor)
+    }
+
+    /// One step towards these voters, as the router asks for it.
+    pub fn step_towards(&mut self, voters: &[u64]) -> Option<Result<RangeReply, RangeError>> {
+        let (descriptor, leader) = (self.descriptor()?, self.leader(USER)?);
+        let voters = voters.iter().map(|store| StoreId(*store)).collect();
+        let target = ConfTarget { voters, learners: Default::default() };
+        let admin = Admin::ChangeReplicas { generation: descriptor.generation, target };
+        let token = self.ask(leader, Command::Admin(admin));
+        for _ in 0..1000 {
+            if self.answers.contains_key(&token) || self.nodes[&leader].down {
+                break;
+            }
+            self.tick();
+        }
+        self.answers.get(&token).cloned()
+    }
+
+    /// All steps, until exactly these stores hold voters and nobody else holds anything.
+    pub fn move_to(&mut self, voters: &[u64]) {
+        for _ in 0..300 {
+            let done = self.descriptor().is_some_and(|descriptor| {
+                let mut stores: Vec<_> = descriptor.replicas.iter().map(|replica| replica.store.0).collect();
+                stores.sort_unstable();
+                let full = descriptor.replicas.iter().all(|r| r.kind == flotilla_types::ReplicaKind::Voter);
+                full && stores == voters
+            });
+            if done {
+                return;
+            }
+            self.step_towards(voters);
+            (0..20).for_each(|_| self.tick());
+        }
+        panic!("never reached {voters:?}: {:?}", self.descriptor());
     }
 
     pub fn get(&mut self, key: &str) -> Option<Bytes> {

@@ -365,7 +365,11 @@ impl Net {
         let node = self.nodes.get_mut(&to).unwrap();
         node.clock = node.clock.max(heard);
         self.with(to, |group, ctx| match post {
-            Post::Raft(m) => group.receive(ctx, StoreId(from), m),
+            // What the fleet does: snapshots are told apart by where their frames came from.
+            Post::Raft(m) => {
+                group.receive(ctx, StoreId(from), m);
+                group.receive_snapshot(ctx, StoreId(from), m);
+            }
             Post::Beat(m) => group.receive_beat(ctx, StoreId(from), m),
             Post::Reply(m) => group.receive_beat_reply(ctx, StoreId(from), m),
             Post::Release(replica, term) => group.receive_release(ctx, *replica, *term),
