@@ -1,0 +1,96 @@
+//! What the router tells its caller when it could not do what was asked.
+
+use std::time::Duration;
+
+use flotilla_types::{ClockError, Key, RangeDescriptor, RangeId, StoreId, Timestamp};
+use thiserror::Error;
+
+/// Why a request was not answered. Unless it is `Ambiguous`, nothing was done and nothing will be; of a `delete_range`,
+/// which is done piece by piece, this holds for the piece that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum KvError {
+    /// It may have been done or may yet be, or not. A retry with the same request id finds out and does it at most once.
+    #[error("the outcome is unknown: {why}")]
+    Ambiguous {
+        /// What happened.
+        why: String,
+    },
+    /// No replica could serve it: the range has no quorum, or nobody who knows of it can be reached. Try again later.
+    #[error("unavailable: {why}")]
+    Unavailable {
+        /// Which range, if it came so far.
+        range: Option<RangeId>,
+        /// What the last attempt met.
+        why: String,
+    },
+    /// The caller's deadline passed; nothing was done.
+    #[error("the deadline passed and nothing was done: {why}")]
+    DeadlineExceeded {
+        /// What it was waiting for.
+        why: String,
+    },
+    /// A queue stayed full. Try again later.
+    #[error("overloaded: too many requests in {queue}; try again in {retry_after:?}")]
+    Overloaded {
+        /// Which queue.
+        queue: &'static str,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The request makes no sense; sending it again is no use.
+    #[error("{what}")]
+    Invalid {
+        /// What is wrong, and what would be right.
+        what: String,
+    },
+    /// A batch has keys in more than one range.
+    #[error(
+        "the batch has keys on both sides of {boundary}, where one range ends and another begins: a batch is atomic only \
+         within one range"
+    )]
+    CrossesRanges {
+        /// First key of the next range.
+        boundary: Key,
+    },
+    /// The disk of a store is nearly full: deletes and reads still pass.
+    #[error("the disk of {store} is nearly full: delete data or add disk; reads and deletes still work")]
+    DiskFull {
+        /// Whose disk.
+        store: StoreId,
+    },
+    /// The read's timestamp lies ahead of the cluster's clocks.
+    #[error("the timestamp {timestamp} lies in the future")]
+    FutureTimestamp {
+        /// The timestamp.
+        timestamp: Timestamp,
+    },
+    /// The read's timestamp lies below what garbage collection left.
+    #[error("versions at {timestamp} were already collected; the oldest readable timestamp is {threshold}")]
+    BelowGcThreshold {
+        /// The timestamp.
+        timestamp: Timestamp,
+        /// The oldest timestamp that can be read.
+        threshold: Timestamp,
+    },
+    /// The range changed under an admin command, again and again.
+    #[error("{} changed meanwhile", .current.range)]
+    GenerationMismatch {
+        /// The present descriptor.
+        current: Box<RangeDescriptor>,
+    },
+    /// Replicas of the range disagree and no majority says which is right.
+    #[error("the replicas of {range} have diverged; a person must decide")]
+    Diverged {
+        /// Which range.
+        range: RangeId,
+    },
+    /// No range has the id.
+    #[error("there is no range {range}")]
+    NoSuchRange {
+        /// Which id.
+        range: RangeId,
+    },
+    /// This node's clock may not be read at this moment.
+    #[error("this node's clock cannot be used now: {0}")]
+    Clock(#[from] ClockError),
+}
