@@ -108,4 +108,20 @@ mod tests {
         }
         assert!("HUNGRY".parse::<Reason>().is_err());
     }
+    #[test]
+    fn the_table_names_every_word_with_its_code() {
+        let table = include_str!("../../docs/errors.md");
+        let rows: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>())
+            .filter(|cells| cells.len() > 4)
+            .collect();
+        for reason in Reason::ALL {
+            let row = rows.iter().find(|cells| cells[1] == reason.word());
+            let code = format!("{:?}", reason.code()).to_uppercase();
+            assert_eq!(row.map(|cells| cells[2].replace('_', "")), Some(code), "{reason}");
+        }
+        // A head, a line, and one row for each.
+        assert_eq!(rows.len(), Reason::ALL.len() + 2);
+    }
 }
