@@ -9,6 +9,7 @@
 
 mod peers;
 mod snapshots;
+mod truncate;
 mod uninit;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,12 +18,12 @@ use std::time::Duration;
 
 use flotilla_storage::engine::Reader;
 use flotilla_storage::log::{LogHead, LogOp};
-use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, StoreId, Timestamp};
+use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Timestamp};
 
 use crate::boot::{self, BootError};
-use crate::event::{Effect, Event, Now, Ticket};
+use crate::event::{Effect, Event, FlushMark, Now, Ticket};
 use crate::flush::{Act, AfterFlush};
-use crate::message::PeerMessage;
+use crate::message::{BeatReply, PeerMessage};
 use crate::raft::{self, Ctx, Group, GroupBoot, GroupConfig, GroupReady, LogRead, Role, Support};
 use crate::replica::Replica;
 use crate::snapshot::{Incoming, Outgoing};
@@ -54,6 +55,8 @@ pub struct RangeStatus {
     pub sum: u64,
     /// Where its newest lease started.
     pub lease_start: Timestamp,
+    /// Replicas that applied other commands than this leader: to be replaced.
+    pub diverged: Vec<ReplicaId>,
 }
 
 /// All replicas of one store. See the module's page.
@@ -133,7 +136,10 @@ impl Fleet {
             });
             match started {
                 Ok(group) => {
-                    fleet.replicas.insert(range, Replica::new(found.me, fleet.config.store, group, found.state));
+                    let mut replica = Replica::new(found.me, fleet.config.store, group, found.state);
+                    // What a restart finds is what was flushed.
+                    replica.keeping.flushed = replica.state.applied.pos.index;
+                    fleet.replicas.insert(range, replica);
                     fleet.touched.insert(range);
                 }
                 Err(why) => effects.push(Effect::Lost { range, why }),
@@ -178,6 +184,7 @@ impl Fleet {
             applied: replica.state.applied.pos.index,
             sum: replica.state.applied.sum,
             lease_start: replica.state.lease.start,
+            diverged: replica.sums.diverged(),
         };
         self.replicas.values().map(of).collect()
     }
@@ -218,7 +225,7 @@ impl Fleet {
             Event::Persisted(through) => self.persisted(ctx, through, turn),
             Event::Flushed(through) => {
                 for act in self.flush.flushed(through) {
-                    self.after_flush(act, turn);
+                    self.after_flush(ctx, act, through, turn);
                 }
             }
             Event::SupportLeft { peer, epoch } => {
@@ -235,15 +242,16 @@ impl Fleet {
             Event::SnapshotReceived { header, files } => self.snapshot_received(ctx, header, files, turn),
             Event::SnapshotSent { id, delivered } => self.snapshot_sent(ctx, id, delivered),
             Event::Ingested(id) => self.ingested(ctx, id, engine, turn),
+            Event::Pinned(ranges) => self.pinned(ctx, ranges, turn),
             // No range of this version waits for a hash or a full disk.
-            Event::Pinned(_) | Event::Hashed { .. } | Event::DiskFull(_) | Event::Drain => {}
+            Event::Hashed { .. } | Event::DiskFull(_) | Event::Drain => {}
         }
     }
 
     /// What the log gives up once the engine has it (docs/durability.md, "Apply").
-    fn after_flush(&mut self, act: Act, turn: &mut Turn) {
+    fn after_flush(&mut self, ctx: &Ctx<'_>, act: Act, through: FlushMark, turn: &mut Turn) {
         match act {
-            Act::MayTruncate { .. } => {}
+            Act::MayTruncate { range } => self.flushed(ctx, range, through, turn),
             Act::RemoveLog { range } => turn.log_ops.push(LogOp::Remove { range }),
             Act::DropBirth { range } => turn.log_ops.push(LogOp::DropBirth { range }),
         }
@@ -275,6 +283,7 @@ impl Fleet {
                     if let Some(group) = self.group(beat.range) {
                         group.receive_beat(ctx, from, beat);
                     }
+                    self.told_to_keep(ctx, beat, turn);
                 }
             }
             PeerMessage::BeatReplies(replies) => {
@@ -282,6 +291,7 @@ impl Fleet {
                     if let Some(group) = self.group(reply.range) {
                         group.receive_beat_reply(ctx, from, reply);
                     }
+                    self.compare(reply, turn);
                 }
             }
             PeerMessage::Release { range, replica, term } => {
@@ -319,9 +329,16 @@ impl Fleet {
 
     /// Fills in what the group does not know.
     fn send(&mut self, ctx: &Ctx<'_>, range: RangeId, mut sends: raft::Sends, turn: &mut Turn) {
-        let sum = self.replicas.get(&range).map_or(0, |replica| replica.state.applied.sum);
-        for (_, reply) in &mut sends.beat_replies {
-            reply.sum = sum;
+        if let Some(replica) = self.replicas.get(&range) {
+            let applied = replica.state.applied;
+            for (_, reply) in &mut sends.beat_replies {
+                (reply.applied, reply.sum) = (applied.pos.index, applied.sum);
+            }
+        }
+        if !sends.beats.is_empty() {
+            let keep_from = self.keep_from(ctx, range);
+            sends.beats.iter_mut().for_each(|(_, beat)| beat.keep_from = keep_from);
+            self.truncate(ctx, range, turn);
         }
         for (to, _) in std::mem::take(&mut sends.wants_snapshot) {
             self.outgoing.want(range, to, ctx.mono);
@@ -379,6 +396,11 @@ impl Fleet {
     fn carry_out(&mut self, ctx: &Ctx<'_>, range: RangeId, ready: GroupReady, turn: &mut Turn) {
         self.snapshot_ready(range, &ready, turn);
         let Some(replica) = self.replicas.get_mut(&range) else { return };
+        for op in &ready.log_ops {
+            if let LogOp::Append { entries, .. } = op {
+                replica.keeping.appended(entries);
+            }
+        }
         turn.log_ops.extend(ready.log_ops);
         turn.numbers.extend(ready.number.map(|number| (range, number)));
         for (to, term) in ready.releases {
@@ -396,6 +418,7 @@ impl Fleet {
                 replica.group.lose(ctx, raft::LossReason::Boot(why));
             }
             self.descriptor_changed(range, &before, turn);
+            turn.applied.push(range);
         }
         self.send(ctx, range, ready.sends, turn);
     }
@@ -419,6 +442,19 @@ impl Fleet {
         }
     }
 
+    /// A follower says what it has applied.
+    fn compare(&mut self, reply: &BeatReply, turn: &mut Turn) {
+        let Some(replica) = self.replicas.get_mut(&reply.range) else { return };
+        let role = replica.group.role();
+        if role.role == Role::Leader && role.term == reply.term && replica.sums.differs(reply) {
+            tracing::error!(
+                range = %reply.range, replica = %reply.from, index = %reply.applied,
+                "a replica has applied other commands than its leader; it should be replaced"
+            );
+            turn.effects.push(Effect::Count("flotilla_replicas_diverged_total", 1));
+        }
+    }
+
     /// Puts the turn's effects in order.
     fn finish(&mut self, ctx: &Ctx<'_>, mut turn: Turn) -> Vec<Effect> {
         self.send_snapshots(ctx, &mut turn);
@@ -427,6 +463,9 @@ impl Fleet {
             self.next_ticket = Ticket(ticket.0 + 1);
             self.writing.insert(ticket, std::mem::take(&mut turn.numbers));
         }
-        turn.finish(append, &mut self.flush)
+        let applied = std::mem::take(&mut turn.applied);
+        let effects = turn.finish(append, &mut self.flush);
+        self.await_flush(applied);
+        effects
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use flotilla_types::{LogIndex, RangeId};
+use flotilla_types::RangeId;
 
 use crate::event::FlushMark;
 
@@ -14,12 +14,10 @@ use crate::event::FlushMark;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "splits and destruction come")]
 pub(crate) enum Act {
-    /// The range's state up to `applied` is durable: its log may be given up as far as nobody needs it.
+    /// More of the range's state is durable: its log may be given up as far as nobody needs it.
     MayTruncate {
         /// Range.
         range: RangeId,
-        /// Applied index that the flush covers.
-        applied: LogIndex,
     },
     /// The destruction of the replica is durable: its log may go.
     RemoveLog {
@@ -36,7 +34,7 @@ pub(crate) enum Act {
 /// The queue of acts.
 #[derive(Debug, Default)]
 pub(crate) struct AfterFlush {
-    /// Engine changes given out so far.
+    /// Engine changes given out in this boot.
     written: FlushMark,
     /// Invariant: marks ascend.
     waiting: VecDeque<(FlushMark, Vec<Act>)>,
@@ -48,14 +46,24 @@ impl AfterFlush {
         self.written.0 += 1;
     }
 
+    /// The count of all that was given out so far.
+    pub(crate) const fn written(&self) -> FlushMark {
+        self.written
+    }
+
     /// These acts depend on everything that was given out so far.
     pub(crate) fn wait(&mut self, acts: Vec<Act>) {
-        if acts.is_empty() {
-            return;
+        for act in acts {
+            self.wait_for(self.written, act);
         }
-        match self.waiting.back_mut() {
-            Some((mark, last)) if *mark == self.written => last.extend(acts),
-            _ => self.waiting.push_back((self.written, acts)),
+    }
+
+    /// This act depends on what was given out up to a mark.
+    pub(crate) fn wait_for(&mut self, mark: FlushMark, act: Act) {
+        let at = self.waiting.partition_point(|(other, _)| *other < mark);
+        match self.waiting.get_mut(at) {
+            Some((other, acts)) if *other == mark => acts.push(act),
+            _ => self.waiting.insert(at, (mark, vec![act])),
         }
     }
 

@@ -18,5 +18,7 @@ pub mod message;
 pub mod raft;
 mod replica;
 pub mod snapshot;
+mod sums;
 pub mod timestamp_cache;
+mod truncation;
 mod turn;

@@ -23,7 +23,9 @@ use crate::evaluate::{self, Evaluated, Failed};
 use crate::event::{Effect, Token};
 use crate::latches::{Access, LatchId, Latches};
 use crate::raft::{Ctx, Group, LossReason, Role, RoleState};
+use crate::sums::Sums;
 use crate::timestamp_cache::TimestampCache;
+use crate::truncation::LogKeeping;
 use crate::turn::Turn;
 
 /// Requests that may hold latches or wait for them in one range: some rounds of consensus at full speed.
@@ -64,6 +66,10 @@ pub(crate) struct Replica {
     proposed: BTreeMap<LogIndex, (Term, Vec<Proposed>)>,
     /// Changes of the range itself that are in the log, by their entry.
     changing: BTreeMap<LogIndex, (Term, Token)>,
+    /// What it applied lately.
+    pub(crate) sums: Sums,
+    /// What of its log may go.
+    pub(crate) keeping: LogKeeping,
     /// The loss of the group was told, and its callers were answered.
     loss_told: bool,
 }
@@ -82,6 +88,8 @@ impl Replica {
             granted: Vec::new(),
             proposed: BTreeMap::new(),
             changing: BTreeMap::new(),
+            sums: Sums::default(),
+            keeping: LogKeeping::default(),
             loss_told: false,
         }
     }
@@ -305,6 +313,7 @@ impl Replica {
         let mut own = WriteBatch::default();
         for entry in entries {
             let done = self.state.apply(entry, &mut own)?;
+            self.sums.applied(&self.state.applied);
             if done.lease {
                 self.cache.raise_low_water(self.state.lease.start);
                 self.group.note_applied_lease(ctx, &self.state.lease);

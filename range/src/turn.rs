@@ -27,6 +27,8 @@ pub(crate) struct Turn {
     pub(crate) effects: Vec<Effect>,
     /// Answers to what the batch writes.
     pub(crate) replies: Vec<Effect>,
+    /// Ranges that applied something.
+    pub(crate) applied: Vec<RangeId>,
     /// What may be done once the batch is flushed.
     pub(crate) acts: Vec<Act>,
 }

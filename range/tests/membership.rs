@@ -4,8 +4,14 @@
 
 mod world;
 
-use flotilla_types::StoreId;
-use world::{Point, USER, World, put, text};
+use std::time::Duration;
+
+use flotilla_range::event::Event;
+use flotilla_storage::engine::{Engine, WriteBatch};
+use flotilla_storage::log::LogStore;
+use flotilla_storage::mvcc;
+use flotilla_types::{Admin, CheckId, Command, StoreId};
+use world::{Point, USER, World, put, text, user};
 
 fn write_some(world: &mut World, from: u32, count: u32) {
     for n in from..from + count {
@@ -48,4 +54,97 @@ fn a_receiver_that_dies_at_any_step_of_a_snapshot_comes_back_whole() {
         write_some(&mut world, 10, 3);
         read_all(&mut world, 13);
     }
+}
+
+/// The user range's log on a store: where it begins, and where it ends.
+fn log(world: &World, store: u64) -> (u64, u64) {
+    let head = world.disk(StoreId(store)).1.heads().into_iter().find(|(range, _)| *range == USER).unwrap().1;
+    (head.trunc.index.0, head.last.index.0)
+}
+
+fn pass(world: &mut World, milliseconds: u64) {
+    let until = world.time + Duration::from_millis(milliseconds);
+    world.run_until("time passes", |world| world.time >= until);
+}
+
+#[test]
+fn logs_are_given_up_once_flushed_and_never_what_a_follower_lacks() {
+    let mut world = World::new();
+    write_some(&mut world, 0, 200);
+    pass(&mut world, 2000);
+    let stores = [1, 2, 3];
+    assert!(stores.iter().all(|store| log(&world, *store).0 == 10), "nothing is flushed");
+    stores.iter().for_each(|store| world.flush(StoreId(*store)));
+    pass(&mut world, 2000);
+    for store in stores {
+        let (first, last) = log(&world, store);
+        assert!(first > 150 && first <= last, "store {store}: ({first}, {last}]");
+    }
+    let leader = world.leader(USER).unwrap();
+    let away = stores.into_iter().map(StoreId).find(|store| *store != leader).unwrap();
+    world.kill(away);
+    let held = log(&world, away.0).1;
+    write_some(&mut world, 200, 200);
+    stores.iter().map(|store| StoreId(*store)).filter(|store| *store != away).for_each(|store| world.flush(store));
+    pass(&mut world, 2000);
+    let leader = world.leader(USER).unwrap();
+    assert!(log(&world, leader.0).0 <= held, "small logs wait for who is away");
+    let sent = world.snapshots;
+    world.restart(away);
+    world.run_until("it catches up", |world| log(world, away.0).1 == log(world, leader.0).1);
+    assert_eq!(world.snapshots, sent, "by the log alone");
+    read_all(&mut world, 400);
+}
+
+#[test]
+fn a_pinned_log_is_given_up_and_who_was_away_gets_a_snapshot() {
+    let mut world = World::new();
+    write_some(&mut world, 0, 10);
+    let leader = world.leader(USER).unwrap();
+    let away = [1, 2, 3].map(StoreId).into_iter().find(|store| *store != leader).unwrap();
+    world.kill(away);
+    write_some(&mut world, 10, 30);
+    pass(&mut world, 5000);
+    let leader = world.leader(USER).unwrap();
+    world.nodes.get_mut(&leader).unwrap().events.push(Event::Pinned(vec![USER]));
+    pass(&mut world, 100);
+    world.flush(leader);
+    pass(&mut world, 1000);
+    let (first, last) = log(&world, leader.0);
+    assert!(first > 30 && first <= last);
+    world.restart(away);
+    world.run_until("it catches up", |world| log(world, away.0).1 == log(world, leader.0).1);
+    assert!(world.snapshots > 0);
+    world.kill(leader);
+    read_all(&mut world, 40);
+}
+
+#[test]
+fn a_check_hashes_every_replica_at_one_index_and_a_flipped_value_is_seen() {
+    let mut world = World::new();
+    write_some(&mut world, 0, 50);
+    let check = |world: &mut World, id: u64| {
+        world.call(&Command::Admin(Admin::Check { check: CheckId(id) })).unwrap();
+        let hashes = |world: &World| -> Vec<_> {
+            let of = |store| world.hashes.get(&(StoreId(store), USER, CheckId(id))).copied();
+            (1..=3).filter_map(of).collect()
+        };
+        world.run_until("all hashes", |world| hashes(world).len() == 3);
+        hashes(world)
+    };
+    let found = check(&mut world, 1);
+    assert!(found.iter().all(|hash| (hash.applied, hash.hash) == (found[0].applied, found[0].hash)));
+    assert!(found[0].pairs > 50);
+    // Bit rot that no checksum of the engine has noticed.
+    let engine = &world.disk(StoreId(2)).0;
+    let key = mvcc::newest(engine, &user("k7")).unwrap().unwrap();
+    let mut batch = WriteBatch::default();
+    mvcc::write(&mut batch, &user("k7"), key.timestamp, Some(b"flipped"), key.request);
+    engine.write(&batch).unwrap();
+    write_some(&mut world, 50, 1);
+    let found = check(&mut world, 2);
+    assert!(found.iter().all(|hash| hash.applied == found[0].applied));
+    assert_eq!((found[0].hash, found[0].pairs), (found[2].hash, found[2].pairs));
+    assert_ne!(found[1].hash, found[0].hash, "the minority is named by its replica");
+    assert_eq!(found[1].replica.0, 2);
 }

@@ -16,6 +16,7 @@ use crate::entry::{EntryCommand, Payload};
 use crate::event::{Effect, Token};
 use crate::membership::{self, Step};
 use crate::raft::{Ctx, Refused};
+use crate::sums::Sums;
 
 /// How far a learner may be behind when it is promoted.
 const PROMOTION_LAG: u64 = 64;
@@ -161,6 +162,8 @@ impl Replica {
     /// A snapshot took the place of everything that was here.
     pub(crate) fn replace_state(&mut self, state: State) {
         self.cache.raise_low_water(state.lease.start);
+        self.sums = Sums::default();
+        self.keeping.restart(state.applied.pos.index);
         self.state = state;
     }
 }

@@ -88,7 +88,6 @@ impl Outgoing {
         Some(open)
     }
 
-    #[allow(dead_code, reason = "truncation comes")]
     /// The lowest index that an open transfer of the range shows.
     pub(crate) fn held(&self, range: RangeId) -> Option<LogIndex> {
         self.open.values().filter(|open| open.range == range).map(|open| open.at).min()
