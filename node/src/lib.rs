@@ -1,1 +1,5 @@
 //! The process: sockets, timers, threads, services, and the command line.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod rpc;
