@@ -107,7 +107,10 @@ pub(crate) fn find(
     }
     // A log without entries and without state is of a replica that exists by name only.
     let is_uninit = |head: &LogHead| head.birth.is_none() && head.last == LogPos::default();
-    if let Some((range, _)) = heads.iter().find(|(range, head)| !found.contains_key(range) && !is_uninit(head)) {
+    let unexplained = |(range, head): &(&RangeId, &LogHead)| {
+        !found.contains_key(range) && !is_uninit(head) && !is_gone(engine, **range, head.replica)
+    };
+    if let Some((range, _)) = heads.iter().find(unexplained) {
         return Err(BootError::Contradiction {
             range: *range,
             what: "its log is here and its state is not: the engine has lost something flushed",
@@ -119,6 +122,12 @@ pub(crate) fn find(
         return Err(BootError::Contradiction { range: pair[1].range, what: "its span overlaps another range's" });
     }
     Ok(found)
+}
+
+/// Whether a replica was destroyed here, and its log is merely left over.
+pub(crate) fn is_gone(engine: &dyn Reader, range: RangeId, replica: ReplicaId) -> bool {
+    let tombstone = engine.get(&keys::tombstone(range)).ok().flatten();
+    tombstone.is_some_and(|next| decode_replica_id(&next).is_ok_and(|next| replica < next))
 }
 
 fn ranges(engine: &dyn Reader) -> Result<Vec<RangeId>, BootError> {

@@ -9,7 +9,8 @@ use flotilla_storage::SstFile;
 use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::log::LogOp;
 use flotilla_types::{
-    CheckId, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId, StoreId, Timestamp,
+    CheckId, Key, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId, StoreId,
+    Timestamp,
 };
 
 use crate::message::{PeerMessage, SnapshotHeader, SnapshotId};
@@ -95,6 +96,13 @@ pub enum Event {
         /// The result.
         hash: ReplicaHash,
     },
+    /// `Effect::Confirm` was answered.
+    Confirmed {
+        /// Whose key was asked for.
+        range: RangeId,
+        /// The range that owns it, read consistently.
+        current: RangeDescriptor,
+    },
     /// The disk's watermark was passed, one way or the other.
     DiskFull(bool),
     /// The store is suspended or serves again (leases 1.4).
@@ -169,6 +177,14 @@ pub enum Effect {
     Lead {
         /// The descriptor.
         descriptor: RangeDescriptor,
+    },
+    /// Read the addressing record of the range that owns the key, consistently, and tell `Event::Confirmed`. If it cannot
+    /// be read, tell nothing: the fleet asks again.
+    Confirm {
+        /// Who asks.
+        range: RangeId,
+        /// Its start key.
+        key: Key,
     },
     /// The set of stores that share a range with this one changed: liveness must know.
     Peers(std::collections::BTreeSet<StoreId>),

@@ -7,6 +7,7 @@
 //! `snapshots` sends and installs them, `uninit` holds replicas that exist by name only, `peers` knows which stores share
 //! a range with this one. Reads need a supported lease; there is no read-index fallback.
 
+mod destroy;
 mod peers;
 mod snapshots;
 mod truncate;
@@ -77,6 +78,8 @@ pub struct Fleet {
     log: Arc<dyn LogRead>,
     /// Replicas without state. Invariant: none of a range that is in `replicas`.
     uninit: BTreeMap<RangeId, Uninit>,
+    /// Destroyed in the engine, not known to be flushed: no new replica of these begins (durability D11).
+    closing: BTreeSet<RangeId>,
     outgoing: Outgoing,
     incoming: Incoming,
     peers: Peers,
@@ -108,18 +111,23 @@ impl Fleet {
             flush: AfterFlush::default(),
             log: Arc::clone(&log),
             uninit: BTreeMap::new(),
+            closing: BTreeSet::new(),
             outgoing,
             incoming: Incoming::default(),
             peers,
         };
         let mut effects = Vec::new();
         let found = boot::find(engine, log.as_ref(), heads)?;
+        let mut repairs = Vec::new();
         for (range, head) in heads.iter().filter(|(range, _)| !found.contains_key(range)) {
-            fleet.start_uninit(*range, *head, mono);
+            if boot::is_gone(engine, *range, head.replica) {
+                repairs.push(LogOp::Remove { range: *range });
+            } else {
+                fleet.start_uninit(*range, *head, mono);
+            }
         }
-        let mut resets = Vec::new();
         for (range, found) in found {
-            resets.extend(found.reset);
+            repairs.extend(found.reset);
             let started = found.head.map_err(str::to_owned).and_then(|head| {
                 let boot = GroupBoot {
                     range,
@@ -148,9 +156,9 @@ impl Fleet {
         for replica in fleet.replicas.values() {
             fleet.peers.count(None, Some(&replica.state.descriptor));
         }
-        if !resets.is_empty() {
+        if !repairs.is_empty() {
             // Whatever the group writes comes behind it.
-            effects.insert(0, Effect::Append { ticket: fleet.next_ticket, ops: resets });
+            effects.insert(0, Effect::Append { ticket: fleet.next_ticket, ops: repairs });
             fleet.next_ticket = Ticket(fleet.next_ticket.0 + 1);
         }
         effects.push(Effect::Peers(fleet.peers.stores()));
@@ -242,6 +250,7 @@ impl Fleet {
             Event::SnapshotReceived { header, files } => self.snapshot_received(ctx, header, files, turn),
             Event::SnapshotSent { id, delivered } => self.snapshot_sent(ctx, id, delivered),
             Event::Ingested(id) => self.ingested(ctx, id, engine, turn),
+            Event::Confirmed { range, current } => self.confirmed(ctx, range, &current, turn),
             Event::Pinned(ranges) => self.pinned(ctx, ranges, turn),
             // No range of this version waits for a hash or a full disk.
             Event::Hashed { .. } | Event::DiskFull(_) | Event::Drain => {}
@@ -252,7 +261,7 @@ impl Fleet {
     fn after_flush(&mut self, ctx: &Ctx<'_>, act: Act, through: FlushMark, turn: &mut Turn) {
         match act {
             Act::MayTruncate { range } => self.flushed(ctx, range, through, turn),
-            Act::RemoveLog { range } => turn.log_ops.push(LogOp::Remove { range }),
+            Act::RemoveLog { range } => self.remove_log(range, turn),
             Act::DropBirth { range } => turn.log_ops.push(LogOp::DropBirth { range }),
         }
     }
@@ -273,6 +282,7 @@ impl Fleet {
         match message {
             PeerMessage::Raft(envelope) => {
                 self.meet(ctx, envelope.range, envelope.to, engine, turn);
+                self.answer_removed(envelope.range, envelope.from, from, turn);
                 if let Some(group) = self.group(envelope.range) {
                     group.receive(ctx, from, &envelope);
                 }
@@ -299,8 +309,7 @@ impl Fleet {
                     group.receive_release(ctx, replica, term);
                 }
             }
-            // Replicas are not removed in this version.
-            PeerMessage::Removed { .. } => {}
+            PeerMessage::Removed { range, next } => self.told_removed(ctx, range, next, turn),
         }
     }
 
@@ -372,6 +381,7 @@ impl Fleet {
             }
         }
         self.discard_refused(range, turn);
+        self.ask_if_orphaned(ctx, range, turn);
         let Some(replica) = self.replicas.get_mut(&range) else { return };
         if let Some(why) = replica.newly_lost() {
             turn.effects.push(Effect::Lost { range, why });
@@ -417,14 +427,14 @@ impl Fleet {
             if let Err(why) = replica.apply_committed(ctx, &ready.committed, turn) {
                 replica.group.lose(ctx, raft::LossReason::Boot(why));
             }
-            self.descriptor_changed(range, &before, turn);
+            self.descriptor_changed(ctx, range, &before, turn);
             turn.applied.push(range);
         }
         self.send(ctx, range, ready.sends, turn);
     }
 
     /// What follows from a new descriptor that was just applied.
-    fn descriptor_changed(&mut self, range: RangeId, before: &RangeDescriptor, turn: &mut Turn) {
+    fn descriptor_changed(&mut self, ctx: &Ctx<'_>, range: RangeId, before: &RangeDescriptor, turn: &mut Turn) {
         let Some(replica) = self.replicas.get(&range) else { return };
         let after = &replica.state.descriptor;
         if after.generation == before.generation {
@@ -439,6 +449,10 @@ impl Fleet {
             for gone in before.replicas.iter().filter(|replica| after.replica(replica.replica).is_none()) {
                 turn.messages.push((gone.store, PeerMessage::Removed { range, next: gone.replica.next() }));
             }
+        }
+        let me = replica.id();
+        if after.replica(me).is_none() {
+            self.destroy(ctx, range, me.next(), turn);
         }
     }
 

@@ -12,7 +12,7 @@ use crate::event::FlushMark;
 
 /// What may be done once the engine is flushed. Nothing else in the fleet may perform these effects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "splits and destruction come")]
+#[allow(dead_code, reason = "splits come")]
 pub(crate) enum Act {
     /// More of the range's state is durable: its log may be given up as far as nobody needs it.
     MayTruncate {

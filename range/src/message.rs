@@ -92,11 +92,11 @@ pub enum PeerMessage {
         /// Its term.
         term: Term,
     },
-    /// Raft lane: the receiver's replica of the range was removed before `next`; its owner may confirm and collect it.
+    /// Raft lane: the receiver's replica of the range is removed, if its id is below `next`. Said only by who applied that.
     Removed {
         /// Range.
         range: RangeId,
-        /// Replica ids below are gone for good.
+        /// The id after the removed one.
         next: ReplicaId,
     },
 }

@@ -35,6 +35,9 @@ const CACHE_PIECES: usize = 4096;
 /// When a full range may be asked again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// A replica that hears of no leader for so long asks who owns its keys.
+pub(crate) const ORPHANED: Duration = Duration::from_secs(60);
+
 /// A request between admission and its answer or proposal.
 struct Open {
     token: Token,
@@ -66,6 +69,8 @@ pub(crate) struct Replica {
     proposed: BTreeMap<LogIndex, (Term, Vec<Proposed>)>,
     /// Changes of the range itself that are in the log, by their entry.
     changing: BTreeMap<LogIndex, (Term, Token)>,
+    /// Since when it knows no leader, as far as it looked.
+    pub(crate) leaderless_since: Option<Duration>,
     /// What it applied lately.
     pub(crate) sums: Sums,
     /// What of its log may go.
@@ -88,6 +93,7 @@ impl Replica {
             granted: Vec::new(),
             proposed: BTreeMap::new(),
             changing: BTreeMap::new(),
+            leaderless_since: None,
             sums: Sums::default(),
             keeping: LogKeeping::default(),
             loss_told: false,
@@ -107,7 +113,8 @@ impl Replica {
     /// When a deadline or the group wants a turn.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
-        deadline.into_iter().chain(self.group.next_wake()).min()
+        let orphaned = self.leaderless_since.map(|since| since + ORPHANED);
+        deadline.into_iter().chain(self.group.next_wake()).chain(orphaned).min()
     }
 
     /// Admission and sequencing.

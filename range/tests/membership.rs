@@ -11,6 +11,9 @@ use flotilla_storage::engine::{Engine, WriteBatch};
 use flotilla_storage::log::LogStore;
 use flotilla_storage::mvcc;
 use flotilla_types::{Admin, CheckId, Command, StoreId};
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use world::{Point, USER, World, put, text, user};
 
 fn write_some(world: &mut World, from: u32, count: u32) {
@@ -147,4 +150,139 @@ fn a_check_hashes_every_replica_at_one_index_and_a_flipped_value_is_seen() {
     assert_eq!((found[0].hash, found[0].pairs), (found[2].hash, found[2].pairs));
     assert_ne!(found[1].hash, found[0].hash, "the minority is named by its replica");
     assert_eq!(found[1].replica.0, 2);
+}
+
+/// The stores that hold a replica of the user range.
+fn holders(world: &World) -> Vec<u64> {
+    let holds = |store: &&StoreId| {
+        let status = world.nodes[store].fleet.status();
+        status.iter().any(|range| range.descriptor.range == USER)
+    };
+    world.nodes.keys().filter(holds).map(|store| store.0).collect()
+}
+
+/// Those that are removed lose their replica, and may get a new one.
+#[test]
+fn a_removed_replica_destroys_itself_and_may_come_back_under_a_new_id() {
+    let mut world = World::with(&[1, 2, 3], 4);
+    write_some(&mut world, 0, 20);
+    let leader = world.leader(USER).unwrap().0;
+    let out = [1, 2, 3].into_iter().find(|store| *store != leader).unwrap();
+    let mut others: Vec<_> = [1, 2, 3, 4].into_iter().filter(|store| *store != out).collect();
+    world.move_to(&others);
+    world.run_until("it is gone", |world| holders(world) == others);
+    write_some(&mut world, 20, 5);
+    // Through a crash that takes the destruction back.
+    world.kill(StoreId(out));
+    world.restart(StoreId(out));
+    world.run_until("it is gone", |world| holders(world) == others);
+    let leader = world.leader(USER).unwrap().0;
+    let next = others.iter().copied().find(|store| *store != leader).unwrap();
+    others.retain(|store| *store != next);
+    others.push(out);
+    others.sort_unstable();
+    world.move_to(&others);
+    world.run_until("it is back", |world| holders(world) == others);
+    read_all(&mut world, 25);
+}
+
+#[test]
+fn a_replica_that_missed_its_removal_asks_who_owns_its_keys() {
+    let mut world = World::with(&[1, 2, 3], 4);
+    write_some(&mut world, 0, 5);
+    let leader = world.leader(USER).unwrap().0;
+    let out = [1, 2, 3].into_iter().find(|store| *store != leader).unwrap();
+    let others: Vec<_> = [1, 2, 3, 4].into_iter().filter(|store| *store != out).collect();
+    world.kill(StoreId(out));
+    world.move_to(&others);
+    world.restart(StoreId(out));
+    // Its store supports the leader's, so it campaigns against nobody; it asks who owns its keys.
+    assert_eq!(holders(&world), [1, 2, 3, 4]);
+    pass(&mut world, 30_000);
+    world.run_until("it is gone", |world| holders(world) == others);
+    read_all(&mut world, 5);
+}
+
+#[test]
+fn replicas_move_at_random_through_crashes_flushes_and_truncations_and_all_stay_alike() {
+    for seed in 0..40 {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut world = World::with(&[1, 2, 3], 5);
+        let (mut written, mut down) = (0, None::<StoreId>);
+        for round in 0..60 {
+            match random.random_range(0..10) {
+                0..4 => {
+                    write_some(&mut world, written, 5);
+                    written += 5;
+                }
+                4..6 => {
+                    let Some(leader) = world.leader(USER) else { continue };
+                    let mut stores: Vec<_> = (1..=5).filter(|store| *store != leader.0).collect();
+                    stores.shuffle(&mut random);
+                    let target = [&[leader.0][..], &stores[..2]].concat();
+                    for _ in 0..random.random_range(1..12) {
+                        world.step_towards(&target);
+                        pass(&mut world, 150);
+                    }
+                }
+                6 => {
+                    let store = StoreId(random.random_range(1..=5));
+                    if !world.nodes[&store].down {
+                        world.flush(store);
+                    }
+                }
+                7 => {
+                    let store = StoreId(random.random_range(1..=5));
+                    let node = world.nodes.get_mut(&store).unwrap();
+                    if !node.down {
+                        node.events.push(Event::Pinned(vec![USER]));
+                    }
+                }
+                8 if down.is_none() => {
+                    let store = StoreId(random.random_range(1..=5));
+                    if random.random_bool(0.5) {
+                        world.kill(store);
+                    } else {
+                        let point = [Point::BeforeIngest, Point::AfterIngest, Point::BeforeReset, Point::AfterReset];
+                        world.crash_at = Some((store, *point.choose(&mut random).unwrap()));
+                    }
+                    down = Some(store);
+                }
+                _ => {
+                    if let Some(store) = down.take() {
+                        world.crash_at = None;
+                        if world.nodes[&store].down {
+                            world.restart(store);
+                        }
+                    }
+                    pass(&mut world, random.random_range(0..3000));
+                }
+            }
+            let _ = round;
+        }
+        if let Some(store) = down.filter(|store| world.nodes[store].down) {
+            world.restart(store);
+        }
+        world.crash_at = None;
+        world.run_until("a leader", |world| world.leader(USER).is_some());
+        let leader = world.leader(USER).unwrap().0;
+        let mut last: Vec<_> = (1..=5).filter(|store| *store != leader).take(2).collect();
+        last.push(leader);
+        last.sort_unstable();
+        world.move_to(&last);
+        read_all(&mut world, written);
+        world.run_until("the removed are gone", |world| holders(world) == last);
+        world.call(&Command::Admin(Admin::Check { check: CheckId(seed) })).unwrap();
+        let hashes = |world: &World| -> Vec<_> {
+            let of = |store: &u64| world.hashes.get(&(StoreId(*store), USER, CheckId(seed))).copied();
+            last.iter().filter_map(of).collect()
+        };
+        world.run_until("all hashes", |world| hashes(world).len() == 3);
+        let found = hashes(&world);
+        assert!(found.iter().all(|hash| (hash.applied, hash.hash) == (found[0].applied, found[0].hash)), "seed {seed}");
+        let diverged = |world: &World| {
+            world.nodes.values().any(|node| node.fleet.status().iter().any(|range| !range.diverged.is_empty()))
+        };
+        assert!(!diverged(&world), "seed {seed}");
+    }
 }

@@ -18,15 +18,21 @@ pub(super) struct Uninit {
 }
 
 impl Fleet {
-    /// A message for a replica: if nothing of the range is here, it begins to exist.
+    /// A message for a replica: if nothing of the range is here, it begins to exist. If an older one is, that one was
+    /// removed: a store holds one replica of a range, and ids are never used twice.
     pub(super) fn meet(&mut self, ctx: &Ctx<'_>, range: RangeId, to: ReplicaId, engine: &dyn Reader, turn: &mut Turn) {
-        if self.replicas.contains_key(&range) || self.uninit.contains_key(&range) || to == ReplicaId(0) {
+        if self.replicas.get(&range).is_some_and(|replica| replica.id() < to) {
+            return self.destroy(ctx, range, to, turn);
+        }
+        let older = self.uninit.get(&range).is_some_and(|uninit| uninit.me < to) && !self.incoming.is_arriving(range);
+        let free = older || !self.uninit.contains_key(&range);
+        if self.replicas.contains_key(&range) || !free || to == ReplicaId(0) || self.closing.contains(&range) {
             return;
         }
         // Unreadable is as good as gone: nothing is lost by waiting.
         let Ok(tombstone) = engine.get(&keys::tombstone(range)) else { return };
         let next = tombstone.map(|bytes| decode_replica_id(&bytes));
-        if next.is_some_and(|next| next.is_ok_and(|next| to < next)) {
+        if next.is_some_and(|next| !next.is_ok_and(|next| next <= to)) {
             return;
         }
         let (trunc, hard) = (LogPos::default(), HardState::default());

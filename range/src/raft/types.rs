@@ -106,6 +106,9 @@ pub enum LossReason {
         /// Our last index.
         last: LogIndex,
     },
+    /// It was removed from the range.
+    #[error("it was removed from its range")]
+    Removed,
     /// The library panicked; its memory is not to be trusted.
     #[error("the raft library panicked: {0}")]
     Panic(String),

@@ -81,4 +81,15 @@ impl Incoming {
         let found = self.arrivals.iter().find(|(_, arrival)| arrival.header.id == id).map(|(range, _)| *range)?;
         self.arrivals.remove(&found)
     }
+
+    /// Whether the range's files are entering the engine.
+    pub(crate) fn is_ingesting(&self, range: RangeId) -> bool {
+        self.arrivals.get(&range).is_some_and(|arrival| arrival.stage == Stage::Ingesting)
+    }
+
+    /// Gives up whatever the range has that is not being ingested yet.
+    pub(crate) fn give_up(&mut self, range: RangeId) -> Option<Arrival> {
+        self.arrivals.get(&range).filter(|arrival| arrival.stage != Stage::Ingesting)?;
+        self.arrivals.remove(&range)
+    }
 }

@@ -112,6 +112,10 @@ pub struct World {
     pub lost: Vec<RangeId>,
     /// Which receiver of a snapshot dies where.
     pub crash_at: Option<(StoreId, Point)>,
+    /// Stores that want to be flushed.
+    flushes: Vec<StoreId>,
+    /// Who asks for the addressing record of which range.
+    confirms: Vec<(StoreId, RangeId)>,
     /// How many snapshots were sent.
     pub snapshots: u32,
     /// What checks found.
@@ -137,6 +141,8 @@ impl World {
             unreadable: None,
             lost: Vec::new(),
             crash_at: None,
+            flushes: Vec::new(),
+            confirms: Vec::new(),
             snapshots: 0,
             hashes: BTreeMap::new(),
         };
@@ -274,6 +280,8 @@ impl World {
                         node.events.push(Event::Ingested(id));
                     }
                     Effect::Peers(stores) => peers = Some(stores),
+                    Effect::Flush => self.flushes.push(store),
+                    Effect::Confirm { range, .. } => self.confirms.push((store, range)),
                     Effect::Discard { files } => {
                         files.iter().for_each(|file| engine.discard_ssts(file).unwrap());
                     }
@@ -331,6 +339,21 @@ impl World {
             self.liveness(*store, LivenessEvent::Tick);
             self.nodes.get_mut(store).unwrap().events.push(Event::SupportChanged);
             self.fleet(*store);
+        }
+        for store in std::mem::take(&mut self.flushes) {
+            if !self.nodes[&store].down {
+                self.flush(store);
+            }
+        }
+        for (store, range) in std::mem::take(&mut self.confirms) {
+            let of = |world: &Self| {
+                let leader = world.leader(range)?;
+                let status = world.nodes[&leader].fleet.status();
+                status.into_iter().find(|status| status.descriptor.range == range).map(|status| status.descriptor)
+            };
+            if let Some(current) = of(self) {
+                self.nodes.get_mut(&store).unwrap().events.push(Event::Confirmed { range, current });
+            }
         }
         for _ in 0..self.network.len() {
             let (from, to, sent, post) = self.network.pop_front().unwrap();

@@ -1,0 +1,105 @@
+//! Replicas that go (docs/durability.md, "Destruction").
+//!
+//! A replica is destroyed on proof alone: it applied its own removal; or whoever applied it says so; or a newer replica of
+//! the range is addressed on this store; or the addressing records, read consistently, name others. Silence proves nothing.
+//!
+//! ```text
+//!  Live ─► one engine batch: spans emptied, tombstone ─► Closing ─ flushed ─► log removed
+//! ```
+
+use flotilla_storage::keys;
+use flotilla_storage::log::LogOp;
+use flotilla_storage::state::encode_replica_id;
+use flotilla_types::{RangeDescriptor, RangeId, ReplicaId, StoreId};
+
+use super::Fleet;
+use crate::event::Effect;
+use crate::flush::Act;
+use crate::message::PeerMessage;
+use crate::raft::{Ctx, LossReason};
+use crate::replica::ORPHANED;
+use crate::turn::Turn;
+
+impl Fleet {
+    /// Destroys the replica here; ids below `next` never come back to this store.
+    pub(super) fn destroy(&mut self, ctx: &Ctx<'_>, range: RangeId, next: ReplicaId, turn: &mut Turn) {
+        if self.incoming.is_ingesting(range) {
+            // The files would come back after the batch. Whoever proves it will prove it again.
+            return;
+        }
+        if let Some(arrival) = self.incoming.give_up(range) {
+            turn.effects.push(Effect::Discard { files: arrival.files });
+        }
+        let Some(mut replica) = self.replicas.remove(&range) else { return };
+        replica.group.lose(ctx, LossReason::Removed);
+        replica.role_changed(replica.group.role(), &mut turn.effects);
+        let descriptor = &replica.state.descriptor;
+        for (start, end) in keys::spans(range, &descriptor.span) {
+            turn.batch.delete_range(start, end);
+        }
+        turn.batch.put(keys::tombstone(range), encode_replica_id(next));
+        turn.acts.push(Act::RemoveLog { range });
+        turn.effects.push(Effect::Flush);
+        self.closing.insert(range);
+        if self.peers.count(Some(descriptor), None) {
+            turn.effects.push(Effect::Peers(self.peers.stores()));
+        }
+        if let Some(at) = self.wake_of.remove(&range) {
+            self.wakes.remove(&(at, range));
+        }
+        tracing::info!(%range, replica = %replica.id(), "the replica was removed from this store");
+    }
+
+    /// The destruction is durable.
+    pub(super) fn remove_log(&mut self, range: RangeId, turn: &mut Turn) {
+        if self.closing.remove(&range) {
+            turn.log_ops.push(LogOp::Remove { range });
+        }
+    }
+
+    /// Somebody who applied it says that the replica of a range here is removed, if its id is below `next`.
+    pub(super) fn told_removed(&mut self, ctx: &Ctx<'_>, range: RangeId, next: ReplicaId, turn: &mut Turn) {
+        if self.replicas.get(&range).is_some_and(|replica| replica.id() < next) {
+            self.destroy(ctx, range, next, turn);
+        } else if self.uninit.get(&range).is_some_and(|uninit| uninit.me < next) && !self.incoming.is_arriving(range) {
+            // It holds nothing and has promised nothing.
+            self.uninit.remove(&range);
+            turn.batch.put(keys::tombstone(range), encode_replica_id(next));
+            turn.acts.push(Act::RemoveLog { range });
+            self.closing.insert(range);
+        }
+    }
+
+    /// A message of a replica that the applied descriptor here does not know any more: its store missed the removal.
+    pub(super) fn answer_removed(&self, range: RangeId, from: ReplicaId, store: StoreId, turn: &mut Turn) {
+        let Some(replica) = self.replicas.get(&range) else { return };
+        let descriptor = &replica.state.descriptor;
+        if from < descriptor.next_replica && descriptor.replica(from).is_none() {
+            let next = from.next();
+            turn.messages.push((store, PeerMessage::Removed { range, next }));
+        }
+    }
+
+    /// The owner of the range's start key, read consistently.
+    pub(super) fn confirmed(&mut self, ctx: &Ctx<'_>, range: RangeId, current: &RangeDescriptor, turn: &mut Turn) {
+        let Some(replica) = self.replicas.get(&range) else { return };
+        let mine = &replica.state.descriptor;
+        let (me, newer) = (replica.id(), current.generation >= mine.generation);
+        if current.range == range && newer && current.replica(me).is_none() {
+            self.destroy(ctx, range, me.next(), turn);
+        }
+    }
+
+    /// A replica without a leader for a minute may have been forgotten: it asks, and asks again after another minute.
+    pub(super) fn ask_if_orphaned(&mut self, ctx: &Ctx<'_>, range: RangeId, turn: &mut Turn) {
+        let Some(replica) = self.replicas.get_mut(&range) else { return };
+        let led = replica.group.role().leader.is_some();
+        if led || replica.leaderless_since.is_none() {
+            replica.leaderless_since = (!led).then_some(ctx.mono);
+        } else if replica.leaderless_since.is_some_and(|since| ctx.mono.saturating_sub(since) >= ORPHANED) {
+            replica.leaderless_since = Some(ctx.mono);
+            let key = replica.state.descriptor.span.start.clone();
+            turn.effects.push(Effect::Confirm { range, key });
+        }
+    }
+}
