@@ -2,4 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod config;
+pub mod http;
+pub mod logs;
 pub mod rpc;
