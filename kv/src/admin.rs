@@ -124,7 +124,18 @@ impl Router {
                     // It said yes and nothing moved yet, or the cache was ahead: look at what the records say.
                     self.shared.cache.evict(&asked);
                 }
-                Err(error @ (KvError::GenerationMismatch { .. } | KvError::Ambiguous { .. })) => last = Some(error),
+                // The range waits for something itself, as for a new replica to catch up.
+                Err(error @ KvError::Overloaded { retry_after, .. }) => {
+                    last = Some(error);
+                    self.pause(self.shared.dice.jitter(retry_after), deadline).await;
+                    continue;
+                }
+                Err(
+                    error @ (KvError::GenerationMismatch { .. }
+                    | KvError::Ambiguous { .. }
+                    | KvError::Unavailable { .. }
+                    | KvError::DeadlineExceeded { .. }),
+                ) => last = Some(error),
                 Err(error) => return Err(error),
             }
             self.pause(backoff.pause(&self.shared.dice), deadline).await;

@@ -37,6 +37,3 @@ pub use ports::{Clock, SendError, Transport};
 pub use read::{GetAnswer, ScanChunk, ScanRequest};
 pub use router::{Router, RouterConfig};
 pub use write::DeleteAnswer;
-
-#[cfg(test)]
-mod tests;
