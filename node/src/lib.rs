@@ -2,7 +2,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod clock;
 pub mod config;
 pub mod http;
 pub mod logs;
+pub mod ports;
 pub mod rpc;
+pub mod store;

@@ -34,10 +34,26 @@ pub fn hash(
     replica: ReplicaId,
     applied: LogIndex,
 ) -> Result<ReplicaHash, EngineError> {
+    hash_paced(reader, descriptor, replica, applied, &mut |_| {})
+}
+
+/// The same, with `pause` called after each chunk, with about as many bytes as it took: for a caller that must leave the
+/// disk to others.
+///
+/// # Errors
+/// The content cannot be read: the replica is damaged.
+pub fn hash_paced(
+    reader: &dyn Reader,
+    descriptor: &RangeDescriptor,
+    replica: ReplicaId,
+    applied: LogIndex,
+    pause: &mut dyn FnMut(usize),
+) -> Result<ReplicaHash, EngineError> {
     let (mut whole, mut pairs) = (Hasher::default(), 0);
     chunks(reader, descriptor, &mut |chunk| {
         whole.add(&chunk.hash.to_be_bytes());
         pairs += chunk.pairs;
+        pause(CHUNK_BYTES);
     })?;
     Ok(ReplicaHash { replica, applied, hash: whole.end(), pairs })
 }

@@ -22,7 +22,6 @@ use flotilla_storage::log::{LogHead, LogOp};
 use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Timestamp};
 
 use crate::boot::{self, BootError};
-use crate::cache_budget::CacheBudget;
 use crate::event::{Effect, Event, FlushMark, Now, Ticket};
 use crate::flush::{Act, AfterFlush};
 use crate::message::{BeatReply, PeerMessage};
@@ -30,7 +29,6 @@ use crate::raft::{self, Ctx, Group, GroupBoot, GroupConfig, GroupReady, LogRead,
 use crate::replica::Replica;
 use crate::snapshot::{Incoming, Outgoing};
 use crate::turn::Turn;
-use destroy::Lost;
 use peers::Peers;
 use uninit::Uninit;
 
@@ -62,6 +60,19 @@ pub struct RangeStatus {
     pub diverged: Vec<ReplicaId>,
 }
 
+impl RangeStatus {
+    fn of(replica: &Replica) -> Self {
+        Self {
+            descriptor: replica.state.descriptor.clone(),
+            leads: replica.group.usable(),
+            applied: replica.state.applied.pos.index,
+            sum: replica.state.applied.sum,
+            lease_start: replica.state.lease.start,
+            diverged: replica.sums.diverged(),
+        }
+    }
+}
+
 /// All replicas of one store. See the module's page.
 pub struct Fleet {
     config: FleetConfig,
@@ -80,14 +91,11 @@ pub struct Fleet {
     log: Arc<dyn LogRead>,
     /// Replicas without state. Invariant: none of a range that is in `replicas`.
     uninit: BTreeMap<RangeId, Uninit>,
-    /// Replicas that a start found out of order. They have state, and no group: they answer nobody until they are removed.
-    lost: BTreeMap<RangeId, Lost>,
     /// Destroyed in the engine, not known to be flushed: no new replica of these begins (durability D11).
     closing: BTreeSet<RangeId>,
     outgoing: Outgoing,
     incoming: Incoming,
     peers: Peers,
-    caches: CacheBudget,
 }
 
 impl Fleet {
@@ -116,12 +124,10 @@ impl Fleet {
             flush: AfterFlush::default(),
             log: Arc::clone(&log),
             uninit: BTreeMap::new(),
-            lost: BTreeMap::new(),
             closing: BTreeSet::new(),
             outgoing,
             incoming: Incoming::default(),
             peers,
-            caches: CacheBudget::default(),
         };
         let mut effects = Vec::new();
         let found = boot::find(engine, log.as_ref(), heads)?;
@@ -157,10 +163,7 @@ impl Fleet {
                     fleet.replicas.insert(range, replica);
                     fleet.touched.insert(range);
                 }
-                Err(why) => {
-                    fleet.lost.insert(range, Lost { me: found.me, descriptor: found.state.descriptor });
-                    effects.push(Effect::Lost { range, why });
-                }
+                Err(why) => effects.push(Effect::Lost { range, why }),
             }
         }
         for replica in fleet.replicas.values() {
@@ -193,18 +196,22 @@ impl Fleet {
         self.replicas.values().filter(|replica| replica.group.role().role == Role::Leader).count()
     }
 
+    /// How many replicas live here.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.replicas.len()
+    }
+
     /// Every range, ascending.
     #[must_use]
     pub fn status(&self) -> Vec<RangeStatus> {
-        let of = |replica: &Replica| RangeStatus {
-            descriptor: replica.state.descriptor.clone(),
-            leads: replica.group.usable(),
-            applied: replica.state.applied.pos.index,
-            sum: replica.state.applied.sum,
-            lease_start: replica.state.lease.start,
-            diverged: replica.sums.diverged(),
-        };
-        self.replicas.values().map(of).collect()
+        self.replicas.values().map(RangeStatus::of).collect()
+    }
+
+    /// One range.
+    #[must_use]
+    pub fn status_of(&self, range: RangeId) -> Option<RangeStatus> {
+        self.replicas.get(&range).map(RangeStatus::of)
     }
 
     /// One turn. See the module's page.
@@ -217,15 +224,6 @@ impl Fleet {
         self.wake_due(now.mono);
         for range in std::mem::take(&mut self.touched) {
             self.turn_of(&ctx, range, engine, &mut turn);
-        }
-        while let Some(range) = self.caches.largest_if_over() {
-            let left = self.replicas.get_mut(&range).map_or(0, |replica| replica.group.shed());
-            self.caches.note(range, left);
-            turn.effects.push(Effect::Count("flotilla_entry_cache_sheds_total", 1));
-            if left > 0 {
-                // What is left is not applied yet, and must stay.
-                break;
-            }
         }
         self.finish(&ctx, turn)
     }
@@ -269,11 +267,6 @@ impl Fleet {
             Event::SnapshotReceived { header, files } => self.snapshot_received(ctx, header, files, turn),
             Event::SnapshotSent { id, delivered } => self.snapshot_sent(ctx, id, delivered),
             Event::Ingested(id) => self.ingested(ctx, id, engine, turn),
-            Event::Damaged { range, why } => {
-                if let Some(group) = self.group(range) {
-                    group.lose(ctx, raft::LossReason::Damaged(why));
-                }
-            }
             Event::Confirmed { range, current } => self.confirmed(ctx, range, &current, turn),
             Event::Pinned(ranges) => self.pinned(ctx, ranges, turn),
             // No range of this version waits for a hash or a full disk.
@@ -406,8 +399,7 @@ impl Fleet {
         }
         self.discard_refused(range, turn);
         self.ask_if_orphaned(ctx, range, turn);
-        let Some(replica) = self.replicas.get_mut(&range) else { return self.caches.note(range, 0) };
-        self.caches.note(range, replica.group.cached_bytes());
+        let Some(replica) = self.replicas.get_mut(&range) else { return };
         if let Some(why) = replica.newly_lost() {
             turn.effects.push(Effect::Lost { range, why });
             replica.role_changed(replica.group.role(), &mut turn.effects);

@@ -4,7 +4,6 @@
 
 mod apply;
 pub mod boot;
-mod cache_budget;
 pub mod check;
 pub mod command;
 pub mod entry;

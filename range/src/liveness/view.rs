@@ -29,6 +29,25 @@ impl SupportView {
     pub fn received(&self) -> impl Iterator<Item = (StoreId, Timestamp)> {
         self.received.iter().map(|(store, (_, until))| (*store, *until))
     }
+
+    /// Whether a fleet need not look again: the other picture differs at most in how long support stands that stood
+    /// already. That changes with every heartbeat, and a look costs as much as there are ranges.
+    #[must_use]
+    pub fn tells_the_same(&self, other: &Self) -> bool {
+        let given = |view: &Self| -> Vec<_> {
+            view.given.iter().map(|(store, given)| (*store, given.epoch, given.active)).collect()
+        };
+        let received = |view: &Self| -> Vec<_> {
+            view.received.iter().map(|(store, (epoch, until))| (*store, *epoch, *until > view.as_of)).collect()
+        };
+        let hints = |view: &Self| -> Vec<_> {
+            view.hints
+                .iter()
+                .map(|(store, (when, given))| (*store, view.as_of.since(*when) <= view.hint_age_max, given.clone()))
+                .collect()
+        };
+        given(self) == given(other) && received(self) == received(other) && hints(self) == hints(other)
+    }
 }
 
 impl Support for SupportView {
