@@ -173,7 +173,7 @@ fn delete_range(
     keys_max: u64,
 ) -> Result<Evaluated, Failed> {
     if let Some(answer) = reader.get(&physical::finished(&span.start, id))? {
-        return Ok(Evaluated::Answer(decode_finished(&answer)?));
+        return Ok(Evaluated::Answer(decode_finished(&answer, &span.end)?));
     }
     let bounds = ScanBounds { reverse: false, rows_max: keys_max.max(1), bytes_max: u64::MAX };
     let found = mvcc::scan(reader, span, ReadWindow::exactly(Timestamp::MAX), bounds);
@@ -182,25 +182,26 @@ fn delete_range(
     let keys = found.rows.len() as u64;
     let reply = done(timestamp, WriteResult::Deleted { keys, resume: found.resume });
     let changes = found.rows.into_iter().map(|row| (row.key, None)).collect();
-    let finished = Some((span.start.clone(), encode_finished(&reply)));
+    let finished = Some((span.start.clone(), encode_finished(&reply, &span.end)));
     Ok(Evaluated::Propose(Versions { timestamp, changes, finished }, reply))
 }
 
-fn encode_finished(reply: &RangeReply) -> Bytes {
+/// Keeps where the piece ended. A retry may ask for a shorter piece, if the range was cut meanwhile: it then goes on behind
+/// what the first try removed, and not where its own piece ends, which would remove what was written there since.
+fn encode_finished(reply: &RangeReply, end: &Key) -> Bytes {
     let record = RecordWriter::new(FINISHED_VERSION).timestamp(reply.timestamp);
     let Reply::Write(WriteResult::Deleted { keys, resume }) = &reply.reply else {
-        return record.u64(0).u8(0).bytes(&[]).finish().into();
+        return record.u64(0).bytes(end.as_bytes()).finish().into();
     };
-    let resume_bytes = resume.as_ref().map(Key::as_bytes).unwrap_or_default();
-    record.u64(*keys).u8(u8::from(resume.is_some())).bytes(resume_bytes).finish().into()
+    record.u64(*keys).bytes(resume.as_ref().unwrap_or(end).as_bytes()).finish().into()
 }
 
-fn decode_finished(bytes: &[u8]) -> Result<RangeReply, RecordError> {
+fn decode_finished(bytes: &[u8], end: &Key) -> Result<RangeReply, RecordError> {
     let mut record = RecordReader::new("finished request", FINISHED_VERSION, bytes)?;
-    let (timestamp, keys, resumes) = (record.timestamp()?, record.u64()?, record.flag()?);
-    let key = Key::new(record.bytes()?.to_vec());
+    let (timestamp, keys, done_to) = (record.timestamp()?, record.u64()?, Key::new(record.bytes()?.to_vec()));
     record.end()?;
-    Ok(done(timestamp, WriteResult::Deleted { keys, resume: resumes.then_some(key) }))
+    let resume = (done_to != *end).then_some(done_to);
+    Ok(done(timestamp, WriteResult::Deleted { keys, resume }))
 }
 
 /// When the intention was born, by its client's clock.
@@ -215,4 +216,25 @@ fn earlier_try(reader: &dyn Reader, key: &Key, id: RequestId) -> Result<Option<T
 
 fn above_newest(reader: &dyn Reader, key: &Key) -> Result<Timestamp, Failed> {
     Ok(mvcc::newest(reader, key)?.map_or(Timestamp::ZERO, |version| version.timestamp.next()))
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::keys;
+
+    use super::*;
+
+    #[test]
+    fn a_repeated_piece_that_became_shorter_goes_on_behind_what_was_removed() {
+        let (m, z) = (keys::user(b"m"), keys::user(b"z"));
+        let reply = done(Timestamp::from_wall(7), WriteResult::Deleted { keys: 3, resume: None });
+        let record = encode_finished(&reply, &z);
+        assert_eq!(decode_finished(&record, &z), Ok(reply));
+        let Ok(RangeReply { reply: Reply::Write(WriteResult::Deleted { resume, .. }), .. }) =
+            decode_finished(&record, &m)
+        else {
+            panic!("it reads back");
+        };
+        assert_eq!(resume, Some(z));
+    }
 }

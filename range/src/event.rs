@@ -96,6 +96,13 @@ pub enum Event {
         /// The result.
         hash: ReplicaHash,
     },
+    /// A range's content could not be read, by a hash or a snapshot: its replica here is damaged.
+    Damaged {
+        /// Which range.
+        range: RangeId,
+        /// What was found.
+        why: String,
+    },
     /// `Effect::Confirm` was answered.
     Confirmed {
         /// Whose key was asked for.

@@ -22,6 +22,7 @@ use flotilla_storage::log::{LogHead, LogOp};
 use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Timestamp};
 
 use crate::boot::{self, BootError};
+use crate::cache_budget::CacheBudget;
 use crate::event::{Effect, Event, FlushMark, Now, Ticket};
 use crate::flush::{Act, AfterFlush};
 use crate::message::{BeatReply, PeerMessage};
@@ -29,6 +30,7 @@ use crate::raft::{self, Ctx, Group, GroupBoot, GroupConfig, GroupReady, LogRead,
 use crate::replica::Replica;
 use crate::snapshot::{Incoming, Outgoing};
 use crate::turn::Turn;
+use destroy::Lost;
 use peers::Peers;
 use uninit::Uninit;
 
@@ -91,11 +93,14 @@ pub struct Fleet {
     log: Arc<dyn LogRead>,
     /// Replicas without state. Invariant: none of a range that is in `replicas`.
     uninit: BTreeMap<RangeId, Uninit>,
+    /// Replicas that a start found out of order. They have state, and no group: they answer nobody until they are removed.
+    lost: BTreeMap<RangeId, Lost>,
     /// Destroyed in the engine, not known to be flushed: no new replica of these begins (durability D11).
     closing: BTreeSet<RangeId>,
     outgoing: Outgoing,
     incoming: Incoming,
     peers: Peers,
+    caches: CacheBudget,
 }
 
 impl Fleet {
@@ -124,10 +129,12 @@ impl Fleet {
             flush: AfterFlush::default(),
             log: Arc::clone(&log),
             uninit: BTreeMap::new(),
+            lost: BTreeMap::new(),
             closing: BTreeSet::new(),
             outgoing,
             incoming: Incoming::default(),
             peers,
+            caches: CacheBudget::default(),
         };
         let mut effects = Vec::new();
         let found = boot::find(engine, log.as_ref(), heads)?;
@@ -163,7 +170,10 @@ impl Fleet {
                     fleet.replicas.insert(range, replica);
                     fleet.touched.insert(range);
                 }
-                Err(why) => effects.push(Effect::Lost { range, why }),
+                Err(why) => {
+                    fleet.lost.insert(range, Lost { me: found.me, descriptor: found.state.descriptor });
+                    effects.push(Effect::Lost { range, why });
+                }
             }
         }
         for replica in fleet.replicas.values() {
@@ -225,6 +235,15 @@ impl Fleet {
         for range in std::mem::take(&mut self.touched) {
             self.turn_of(&ctx, range, engine, &mut turn);
         }
+        while let Some(range) = self.caches.largest_if_over() {
+            let left = self.replicas.get_mut(&range).map_or(0, |replica| replica.group.shed());
+            self.caches.note(range, left);
+            turn.effects.push(Effect::Count("flotilla_entry_cache_sheds_total", 1));
+            if left > 0 {
+                // What is left is not applied yet, and must stay.
+                break;
+            }
+        }
         self.finish(&ctx, turn)
     }
 
@@ -267,6 +286,11 @@ impl Fleet {
             Event::SnapshotReceived { header, files } => self.snapshot_received(ctx, header, files, turn),
             Event::SnapshotSent { id, delivered } => self.snapshot_sent(ctx, id, delivered),
             Event::Ingested(id) => self.ingested(ctx, id, engine, turn),
+            Event::Damaged { range, why } => {
+                if let Some(group) = self.group(range) {
+                    group.lose(ctx, raft::LossReason::Damaged(why));
+                }
+            }
             Event::Confirmed { range, current } => self.confirmed(ctx, range, &current, turn),
             Event::Pinned(ranges) => self.pinned(ctx, ranges, turn),
             // No range of this version waits for a hash or a full disk.
@@ -399,7 +423,8 @@ impl Fleet {
         }
         self.discard_refused(range, turn);
         self.ask_if_orphaned(ctx, range, turn);
-        let Some(replica) = self.replicas.get_mut(&range) else { return };
+        let Some(replica) = self.replicas.get_mut(&range) else { return self.caches.note(range, 0) };
+        self.caches.note(range, replica.group.cached_bytes());
         if let Some(why) = replica.newly_lost() {
             turn.effects.push(Effect::Lost { range, why });
             replica.role_changed(replica.group.role(), &mut turn.effects);

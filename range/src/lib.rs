@@ -4,6 +4,7 @@
 
 mod apply;
 pub mod boot;
+mod cache_budget;
 pub mod check;
 pub mod command;
 pub mod entry;

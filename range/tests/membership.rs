@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flotilla_range::event::Event;
 use flotilla_storage::engine::{Engine, WriteBatch};
-use flotilla_storage::log::LogStore;
+use flotilla_storage::log::{LogBatch, LogOp, LogStore};
 use flotilla_storage::mvcc;
 use flotilla_types::{Admin, CheckId, Command, StoreId};
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -201,6 +201,31 @@ fn a_replica_that_missed_its_removal_asks_who_owns_its_keys() {
     pass(&mut world, 30_000);
     world.run_until("it is gone", |world| holders(world) == others);
     read_all(&mut world, 5);
+}
+
+#[test]
+fn a_replica_that_lost_its_log_does_not_begin_anew_under_its_old_id() {
+    let mut world = World::new();
+    write_some(&mut world, 0, 10);
+    let leader = world.leader(USER).unwrap();
+    let hurt = [1, 2, 3].map(StoreId).into_iter().find(|store| *store != leader).unwrap();
+    world.flush(hurt);
+    world.kill(hurt);
+    let head = world.disk(hurt).1.heads().into_iter().find(|(range, _)| *range == USER).unwrap().1;
+    let log = &world.disk(hurt).1;
+    let cut = LogOp::Create { range: USER, replica: head.replica, birth: None, trunc: head.trunc, hard: head.hard };
+    log.write(&LogBatch { ops: vec![cut] }).unwrap();
+    world.may_lose = Some(hurt);
+    world.restart(hurt);
+    assert_eq!(world.lost, [USER]);
+    write_some(&mut world, 10, 5);
+    pass(&mut world, 5000);
+    assert!(!holders(&world).contains(&hurt.0), "it takes part in nothing");
+    let others: Vec<_> = (1..=3).filter(|store| *store != hurt.0).collect();
+    world.move_to(&others);
+    world.move_to(&[1, 2, 3]);
+    world.run_until("a new replica", |world| holders(world) == [1, 2, 3]);
+    read_all(&mut world, 15);
 }
 
 #[test]

@@ -234,7 +234,7 @@ pub enum WriteResult {
     Deleted {
         /// How many keys were removed.
         keys: u64,
-        /// Where to go on if `keys_max` stopped it.
+        /// Where to go on, unless at the end of the span: `keys_max` stopped it, or it repeats a piece that was longer.
         resume: Option<Key>,
     },
 }

@@ -2,7 +2,7 @@
 //! are lost, doubled by a retry, or arrive late. All replicas of a range share one state, so it knows nothing of
 //! consensus; what it checks is the router.
 
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::future::Future;

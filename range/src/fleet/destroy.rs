@@ -20,6 +20,12 @@ use crate::raft::{Ctx, LossReason};
 use crate::replica::ORPHANED;
 use crate::turn::Turn;
 
+/// A replica that a start found out of order.
+pub(super) struct Lost {
+    pub(super) me: ReplicaId,
+    pub(super) descriptor: RangeDescriptor,
+}
+
 impl Fleet {
     /// Destroys the replica here; ids below `next` never come back to this store.
     pub(super) fn destroy(&mut self, ctx: &Ctx<'_>, range: RangeId, next: ReplicaId, turn: &mut Turn) {
@@ -33,7 +39,18 @@ impl Fleet {
         let Some(mut replica) = self.replicas.remove(&range) else { return };
         replica.group.lose(ctx, LossReason::Removed);
         replica.role_changed(replica.group.role(), &mut turn.effects);
-        let descriptor = &replica.state.descriptor;
+        if self.peers.count(Some(&replica.state.descriptor), None) {
+            turn.effects.push(Effect::Peers(self.peers.stores()));
+        }
+        if let Some(at) = self.wake_of.remove(&range) {
+            self.wakes.remove(&(at, range));
+        }
+        self.bury(&replica.state.descriptor, next, turn);
+    }
+
+    /// One batch for all that the range has here.
+    fn bury(&mut self, descriptor: &RangeDescriptor, next: ReplicaId, turn: &mut Turn) {
+        let range = descriptor.range;
         for (start, end) in keys::spans(range, &descriptor.span) {
             turn.batch.delete_range(start, end);
         }
@@ -41,13 +58,7 @@ impl Fleet {
         turn.acts.push(Act::RemoveLog { range });
         turn.effects.push(Effect::Flush);
         self.closing.insert(range);
-        if self.peers.count(Some(descriptor), None) {
-            turn.effects.push(Effect::Peers(self.peers.stores()));
-        }
-        if let Some(at) = self.wake_of.remove(&range) {
-            self.wakes.remove(&(at, range));
-        }
-        tracing::info!(%range, replica = %replica.id(), "the replica was removed from this store");
+        tracing::info!(%range, %next, "the replica was removed from this store");
     }
 
     /// The destruction is durable.
@@ -61,6 +72,10 @@ impl Fleet {
     pub(super) fn told_removed(&mut self, ctx: &Ctx<'_>, range: RangeId, next: ReplicaId, turn: &mut Turn) {
         if self.replicas.get(&range).is_some_and(|replica| replica.id() < next) {
             self.destroy(ctx, range, next, turn);
+        } else if self.lost.get(&range).is_some_and(|lost| lost.me < next) {
+            if let Some(lost) = self.lost.remove(&range) {
+                self.bury(&lost.descriptor, next, turn);
+            }
         } else if self.uninit.get(&range).is_some_and(|uninit| uninit.me < next) && !self.incoming.is_arriving(range) {
             // It holds nothing and has promised nothing.
             self.uninit.remove(&range);

@@ -84,7 +84,8 @@ impl Fleet {
         let holds = |(range, replica): &(&RangeId, &Replica)| {
             **range != descriptor.range && replica.state.descriptor.span.overlaps(&descriptor.span)
         };
-        self.replicas.iter().find(holds).map(|(range, _)| *range)
+        let lost = self.lost.iter().find(|(_, lost)| lost.descriptor.span.overlaps(&descriptor.span));
+        self.replicas.iter().find(holds).map(|(range, _)| *range).or_else(|| lost.map(|(range, _)| *range))
     }
 
     /// The library took the snapshot: term and vote go to the log first, with the old commit index.

@@ -21,12 +21,13 @@ impl Fleet {
     /// A message for a replica: if nothing of the range is here, it begins to exist. If an older one is, that one was
     /// removed: a store holds one replica of a range, and ids are never used twice.
     pub(super) fn meet(&mut self, ctx: &Ctx<'_>, range: RangeId, to: ReplicaId, engine: &dyn Reader, turn: &mut Turn) {
-        if self.replicas.get(&range).is_some_and(|replica| replica.id() < to) {
-            return self.destroy(ctx, range, to, turn);
+        if self.replicas.contains_key(&range) || self.lost.contains_key(&range) {
+            // A lost replica must not begin anew under its old id: it may have acknowledged what it has lost.
+            return self.told_removed(ctx, range, to, turn);
         }
         let older = self.uninit.get(&range).is_some_and(|uninit| uninit.me < to) && !self.incoming.is_arriving(range);
         let free = older || !self.uninit.contains_key(&range);
-        if self.replicas.contains_key(&range) || !free || to == ReplicaId(0) || self.closing.contains(&range) {
+        if !free || to == ReplicaId(0) || self.closing.contains(&range) {
             return;
         }
         // Unreadable is as good as gone: nothing is lost by waiting.

@@ -360,6 +360,11 @@ impl Group {
         &self.view().conf
     }
 
+    /// Bytes of entries in memory.
+    pub(crate) fn cached_bytes(&self) -> usize {
+        self.view().cached_bytes()
+    }
+
     /// Whether the applied configuration is the one that a descriptor stands for.
     #[must_use]
     pub(crate) fn conf_matches(&self, descriptor: &RangeDescriptor) -> bool {

@@ -109,6 +109,11 @@ impl LogView {
         }
     }
 
+    /// Bytes of entries in memory.
+    pub(crate) const fn cached_bytes(&self) -> usize {
+        self.cache_bytes
+    }
+
     /// The log begins anew after a snapshot.
     pub(crate) fn reset(&mut self, at: LogPos, conf: ConfState) {
         self.cache.clear();

@@ -183,6 +183,14 @@ impl Group {
         raft.raft_log.store.evict(needed_above.min(settled), settled, budget);
     }
 
+    /// Frees all that is durable and applied: followers that lack it are served from the log. Returns what is left.
+    pub(crate) fn shed(&mut self) -> usize {
+        let log = &mut self.node.raft.raft_log;
+        let settled = log.persisted.min(log.store.applied.index.0);
+        log.store.evict(settled, settled, 0);
+        log.store.cached_bytes()
+    }
+
     /// Puts the library's messages into envelopes, beats and snapshot requests.
     fn sends(&self, messages: Vec<Message>) -> Sends {
         let mut sends = Sends::default();

@@ -106,6 +106,9 @@ pub enum LossReason {
         /// Our last index.
         last: LogIndex,
     },
+    /// The engine cannot read its content.
+    #[error("its content is damaged: {0}")]
+    Damaged(String),
     /// It was removed from the range.
     #[error("it was removed from its range")]
     Removed,

@@ -108,7 +108,9 @@ pub struct World {
     next_token: u64,
     /// A store whose engine answers every read with an error.
     pub unreadable: Option<StoreId>,
-    /// What that store gave up.
+    /// A store that may find replicas out of order when it starts.
+    pub may_lose: Option<StoreId>,
+    /// What these stores gave up.
     pub lost: Vec<RangeId>,
     /// Which receiver of a snapshot dies where.
     pub crash_at: Option<(StoreId, Point)>,
@@ -139,6 +141,7 @@ impl World {
             answers: BTreeMap::new(),
             next_token: 0,
             unreadable: None,
+            may_lose: None,
             lost: Vec::new(),
             crash_at: None,
             flushes: Vec::new(),
@@ -179,6 +182,7 @@ impl World {
                     self.disks[&store].1.write(&LogBatch { ops }).unwrap();
                     self.nodes.get_mut(&store).unwrap().events.push(Event::Persisted(ticket));
                 }
+                Effect::Lost { range, .. } if self.may_lose == Some(store) => self.lost.push(range),
                 Effect::Lost { range, why } => panic!("{range} is lost at boot: {why}"),
                 other => panic!("not expected at boot: {other:?}"),
             }
