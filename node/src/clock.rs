@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flotilla_types::{ClockError, Hlc, Timestamp};
+use futures::future::BoxFuture;
 
 /// The two clocks of the machine, read together. Compared over time they tell a step or a pause (leases 1.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +135,24 @@ impl NodeClock {
     /// The state is replaced whole by every method, so it is good even if a caller panicked.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl flotilla_kv::Clock for NodeClock {
+    fn now(&self) -> Result<Timestamp, ClockError> {
+        Self::now(self)
+    }
+
+    fn mono(&self) -> Duration {
+        Self::mono(self)
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(time))
+    }
+
+    fn max_offset(&self) -> Duration {
+        Self::max_offset(self)
     }
 }
 

@@ -70,7 +70,7 @@ impl Hasher {
                 self.hashes.put(range, check, hash);
                 self.inbox.rare(Event::Hashed { range, check, hash });
             }
-            Err(error) => tracing::error!(%range, %error, "a replica cannot be read for its check"),
+            Err(error) => self.inbox.rare(Event::Damaged { range, why: format!("hash it: {error}") }),
         }
     }
 }

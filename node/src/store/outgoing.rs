@@ -100,7 +100,7 @@ impl Outgoing {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return outlet.finish(),
                 Err(error) => {
-                    tracing::error!(%range, %to, %error, "a snapshot cannot be read");
+                    self.inbox.rare(Event::Damaged { range, why: format!("send a snapshot of it: {error}") });
                     return false;
                 }
             };
