@@ -50,7 +50,14 @@ use crate::ports::{Network, SnapshotOutlet};
 use crate::store::StoreHandle;
 
 pub(crate) use self::hello::{check_offset, malformed};
-pub(crate) use self::lanes::connect;
+
+/// A connection of its own to a node that is not known yet.
+///
+/// # Errors
+/// It is not reached.
+pub(crate) async fn connect(address: &str) -> Result<tonic::transport::Channel, Status> {
+    lanes::connect(address).await
+}
 
 /// The range of meta1, for ever.
 const ROOT: RangeId = RangeId(1);
@@ -167,6 +174,12 @@ impl Peers {
         tokio::time::timeout(timeout, asked)
             .await
             .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("{peer} did not answer in {timeout:?}"))))
+    }
+
+    /// The largest offset between two clocks of the cluster, as this node has it.
+    #[must_use]
+    pub fn max_offset(&self) -> Duration {
+        self.clock.max_offset()
     }
 
     fn me(&self) -> Option<&Me> {

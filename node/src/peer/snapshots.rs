@@ -35,20 +35,16 @@ impl Outlet {
         let (frames, parts) = mpsc::channel(FRAMES);
         let (done, result) = oneshot::channel();
         let (peers, runtime) = (Arc::clone(peers), peers.runtime.clone());
-        runtime.spawn(async move {
+        peers.tasks.clone().spawn_on(async move {
             let sent = tokio::select! {
                 sent = send(&peers, to, header, parts) => sent,
                 () = peers.stop.cancelled() => Err(Status::cancelled("this node stops")),
             };
             // Nobody listens any more if the sending thread gave up.
             let _ = done.send(sent);
-        });
-        Self { runtime: peers_runtime(&runtime), frames, result }
+        }, &runtime);
+        Self { runtime, frames, result }
     }
-}
-
-fn peers_runtime(runtime: &Handle) -> Handle {
-    runtime.clone()
 }
 
 async fn send(
