@@ -3,9 +3,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod http;
 pub mod logs;
+pub mod peer;
 pub mod ports;
 pub mod rpc;
 pub mod store;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use flotilla_storage::engine::Reader;
 use flotilla_storage::log::{LogHead, LogOp};
-use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Timestamp};
+use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Term, Timestamp};
 
 use crate::boot::{self, BootError};
 use crate::cache_budget::CacheBudget;
@@ -52,6 +52,8 @@ pub struct RangeStatus {
     pub descriptor: RangeDescriptor,
     /// Whether the replica here leads and may propose.
     pub leads: bool,
+    /// The newest raft term that it knows.
+    pub term: Term,
     /// Its applied index.
     pub applied: LogIndex,
     /// Running checksum of all applied commands.
@@ -67,6 +69,7 @@ impl RangeStatus {
         Self {
             descriptor: replica.state.descriptor.clone(),
             leads: replica.group.usable(),
+            term: replica.group.role().term,
             applied: replica.state.applied.pos.index,
             sum: replica.state.applied.sum,
             lease_start: replica.state.lease.start,

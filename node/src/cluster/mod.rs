@@ -20,11 +20,11 @@ use flotilla_types::{CheckId, ClusterId, LogIndex, RangeId, ReplicaHash, Replica
 use tokio::task::JoinSet;
 use tonic::{Response, Status};
 
+use self::driver::Driver;
+use self::ids::RangeIds;
 pub use self::joining::{InitDesk, InitRefused, Membership, become_member};
 pub use self::keeper::RangeKeeper;
 pub use self::registry::{Registry, RegistryError};
-use self::driver::Driver;
-use self::ids::RangeIds;
 use crate::peer::directory::Directory;
 use crate::peer::member::{Contact, Member};
 use crate::peer::{JoinDesk, Peers, check_offset, malformed};

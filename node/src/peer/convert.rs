@@ -1,6 +1,5 @@
 //! What ranges and liveness say to each other, as it stands on the wire.
 
-use bytes::Bytes;
 use flotilla_proto::gate::WireError;
 use flotilla_proto::internal as wire;
 use flotilla_range::liveness::{GivenHint, Heartbeat, HeartbeatReply};
@@ -29,7 +28,7 @@ pub(super) fn envelope_in(envelope: wire::Envelope) -> Envelope {
         from: ReplicaId(envelope.from),
         to: ReplicaId(envelope.to),
         promised: envelope.promised,
-        message: Bytes::from(envelope.message),
+        message: envelope.message,
     }
 }
 

@@ -21,7 +21,9 @@ const VERSION: u32 = 1;
 
 /// The file cannot be used.
 #[derive(Debug, Error)]
-#[error("{path} cannot be read: {why}. Restore it, or remove it and start the node with --join and the peer addresses of other nodes")]
+#[error(
+    "{path} cannot be read: {why}. Restore it, or remove it and start the node with --join and the peer addresses of other nodes"
+)]
 pub struct DirectoryError {
     path: PathBuf,
     why: String,

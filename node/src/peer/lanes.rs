@@ -58,8 +58,12 @@ pub(super) async fn client(peers: &Peers, link: &Link) -> Result<PeerClient<Chan
 }
 
 /// Runs a lane until the node stops: dials, and dials again with growing pauses.
-pub(super) async fn keep<F>(peers: Arc<Peers>, link: Arc<Link>, lane: &'static str, run: impl Fn(Arc<Peers>, Arc<Link>) -> F)
-where
+pub(super) async fn keep<F>(
+    peers: Arc<Peers>,
+    link: Arc<Link>,
+    lane: &'static str,
+    run: impl Fn(Arc<Peers>, Arc<Link>) -> F,
+) where
     F: Future<Output = Status>,
 {
     let mut pause = BACKOFF_MIN;

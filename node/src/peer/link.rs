@@ -102,7 +102,10 @@ impl Link {
     }
 
     /// Queues a request for the peer. The answer comes when the peer gives it, or the lane breaks.
-    pub(super) fn forward(&self, request: RangeRequest) -> (Pending<'_>, oneshot::Receiver<Result<RangeReply, SendError>>) {
+    pub(super) fn forward(
+        &self,
+        request: RangeRequest,
+    ) -> (Pending<'_>, oneshot::Receiver<Result<RangeReply, SendError>>) {
         let id = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (answer, outcome) = oneshot::channel();
         lock(&self.waiting).insert(id, answer);

@@ -40,11 +40,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
-pub use self::server::PeerService;
 use self::directory::Directory;
 use self::hello::Me;
 use self::link::{HeartbeatItem, Link, RaftItem};
 use self::member::Contact;
+pub use self::server::PeerService;
 use crate::clock::NodeClock;
 use crate::ports::{Network, SnapshotOutlet};
 use crate::store::StoreHandle;
@@ -119,12 +119,7 @@ impl Peers {
 
     /// This node's store runs: from now on peers are dialled and listened to.
     pub fn attach(self: &Arc<Self>, store: StoreHandle, contact: Contact) {
-        let me = Me {
-            identity: store.identity(),
-            boot: store.boot(),
-            contact,
-            max_offset: self.clock.max_offset(),
-        };
+        let me = Me { identity: store.identity(), boot: store.boot(), contact, max_offset: self.clock.max_offset() };
         self.directory.learn(vec![me.member()]);
         // Set once: a node has one store.
         let _ = self.me.set(me);

@@ -53,7 +53,8 @@ impl PeerService {
     }
 
     fn admit(&self, hello: Option<wire::Hello>) -> Result<Caller, Status> {
-        let me = self.peers.me().ok_or_else(|| Status::unavailable("this node belongs to no cluster yet; ask again"))?;
+        let me =
+            self.peers.me().ok_or_else(|| Status::unavailable("this node belongs to no cluster yet; ask again"))?;
         let caller = me.admit(hello, &self.peers.directory);
         if let Err(refused) = &caller {
             if refused.code() == tonic::Code::Unavailable {
@@ -235,8 +236,14 @@ fn take_heartbeats(store: &StoreHandle, caller: Caller, frame: wire::HeartbeatFr
 
 /// What goes back on a raft stream.
 enum RaftPart {
-    Acknowledged { number: u64, clock_ahead: bool },
-    Reply { id: u64, result: Result<RangeReply, RangeError> },
+    Acknowledged {
+        number: u64,
+        clock_ahead: bool,
+    },
+    Reply {
+        id: u64,
+        result: Result<RangeReply, RangeError>,
+    },
     /// The stream ends with this.
     Refused(Status),
 }

@@ -35,14 +35,17 @@ impl Outlet {
         let (frames, parts) = mpsc::channel(FRAMES);
         let (done, result) = oneshot::channel();
         let (peers, runtime) = (Arc::clone(peers), peers.runtime.clone());
-        peers.tasks.clone().spawn_on(async move {
-            let sent = tokio::select! {
-                sent = send(&peers, to, header, parts) => sent,
-                () = peers.stop.cancelled() => Err(Status::cancelled("this node stops")),
-            };
-            // Nobody listens any more if the sending thread gave up.
-            let _ = done.send(sent);
-        }, &runtime);
+        peers.tasks.clone().spawn_on(
+            async move {
+                let sent = tokio::select! {
+                    sent = send(&peers, to, header, parts) => sent,
+                    () = peers.stop.cancelled() => Err(Status::cancelled("this node stops")),
+                };
+                // Nobody listens any more if the sending thread gave up.
+                let _ = done.send(sent);
+            },
+            &runtime,
+        );
         Self { runtime, frames, result }
     }
 }
