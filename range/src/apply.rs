@@ -120,7 +120,7 @@ impl State {
                 let inside = versions.changes.iter().all(|(key, _)| self.descriptor.span.contains(key));
                 term == self.lease.term && !self.lease.ended && inside
             }
-            Command::Check { .. } => term == self.lease.term && !self.lease.ended,
+            Command::Check { .. } | Command::EndLease { .. } => term == self.lease.term && !self.lease.ended,
             // Only beside the library's own.
             Command::ChangeReplicas { .. } => false,
         }
@@ -149,6 +149,10 @@ impl State {
                 }
             }
             Command::Check { check } => effects.check = Some(check),
+            Command::EndLease { floor } => {
+                self.lease.ended = true;
+                self.lease.read_floor = self.lease.read_floor.max(floor);
+            }
             Command::ChangeReplicas { .. } => {}
         }
     }

@@ -11,6 +11,7 @@ const START: u8 = 1;
 const WRITE: u8 = 2;
 const CHANGE_REPLICAS: u8 = 3;
 const CHECK: u8 = 4;
+const END: u8 = 5;
 
 /// One replicated command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,11 @@ pub enum Command {
     ChangeReplicas {
         /// What the range becomes: one generation above what it is.
         descriptor: RangeDescriptor,
+    },
+    /// Closes a term: nothing of it is served after this was evaluated (leases 3.5).
+    EndLease {
+        /// The highest timestamp that the term served a read at.
+        floor: Timestamp,
     },
     /// Every replica hashes its state as of this entry.
     Check {
@@ -74,6 +80,7 @@ impl Command {
                 record.u8(CHANGE_REPLICAS).bytes(&descriptor.encode()).finish().into()
             }
             Self::Check { check } => record.u8(CHECK).u64(check.0).finish().into(),
+            Self::EndLease { floor } => record.u8(END).timestamp(*floor).finish().into(),
         }
     }
 
@@ -91,6 +98,7 @@ impl Command {
             WRITE => Self::Write(decode_versions(&mut record)?),
             CHANGE_REPLICAS => Self::ChangeReplicas { descriptor: RangeDescriptor::decode(record.bytes()?)? },
             CHECK => Self::Check { check: CheckId(record.u64()?) },
+            END => Self::EndLease { floor: record.timestamp()? },
             _ => return record.refuse("it is of an unknown kind"),
         };
         record.end()?;
@@ -139,6 +147,7 @@ mod tests {
             Command::Write(Versions { timestamp, changes, finished: None }),
             Command::ChangeReplicas { descriptor },
             Command::Check { check: CheckId(9) },
+            Command::EndLease { floor: timestamp },
         ] {
             let bytes = command.encode();
             assert_eq!(Command::decode(&bytes), Ok(command));

@@ -91,6 +91,8 @@ pub struct Fleet {
     /// Log writes under way: which groups wait for them, with their number.
     writing: BTreeMap<Ticket, Vec<(RangeId, u64)>>,
     suspended: bool,
+    /// The process is about to stop: it leads nothing that another can lead.
+    draining: bool,
     flush: AfterFlush,
     /// Reads entries for groups that are started later.
     log: Arc<dyn LogRead>,
@@ -129,6 +131,7 @@ impl Fleet {
             next_ticket: Ticket(1),
             writing: BTreeMap::new(),
             suspended: false,
+            draining: false,
             flush: AfterFlush::default(),
             log: Arc::clone(&log),
             uninit: BTreeMap::new(),
@@ -229,7 +232,7 @@ impl Fleet {
 
     /// One turn. See the module's page.
     pub fn step(&mut self, events: Vec<Event>, now: Now, engine: &dyn Reader, support: &dyn Support) -> Vec<Effect> {
-        let ctx = Ctx { now: now.hlc, mono: now.mono, support, may_campaign: !self.suspended };
+        let ctx = Ctx { now: now.hlc, mono: now.mono, support, may_campaign: !self.suspended && !self.draining };
         let mut turn = Turn::default();
         for event in events {
             self.take(&ctx, event, engine, &mut turn);
@@ -296,8 +299,12 @@ impl Fleet {
             }
             Event::Confirmed { range, current } => self.confirmed(ctx, range, &current, turn),
             Event::Pinned(ranges) => self.pinned(ctx, ranges, turn),
+            Event::Drain => {
+                self.draining = true;
+                self.touched.extend(self.replicas.keys());
+            }
             // No range of this version waits for a hash or a full disk.
-            Event::Hashed { .. } | Event::DiskFull(_) | Event::Drain => {}
+            Event::Hashed { .. } | Event::DiskFull(_) => {}
         }
     }
 
@@ -415,6 +422,9 @@ impl Fleet {
         replica.group.tick(ctx);
         replica.evaluate_granted(ctx, engine, &mut turn.effects);
         replica.leave_joint(ctx);
+        if self.draining {
+            replica.leave_to_others(ctx, &mut turn.effects);
+        }
         while let Some(replica) = self.replicas.get_mut(&range)
             && let Some(ready) = replica.group.ready(ctx)
         {
@@ -460,6 +470,9 @@ impl Fleet {
         turn.numbers.extend(ready.number.map(|number| (range, number)));
         for (to, term) in ready.releases {
             turn.messages.push((to, PeerMessage::Release { range, replica: replica.id(), term }));
+        }
+        if ready.wants_catch_up {
+            replica.catch_up_term(ctx, &mut turn.effects);
         }
         if let Some(role) = ready.role {
             replica.role_changed(role, &mut turn.effects);

@@ -4,6 +4,7 @@
 //! propose) → `apply_committed` (apply, reply). A request leaves at each step with an answer, and exactly one.
 
 mod changes;
+mod end;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -69,6 +70,10 @@ pub(crate) struct Replica {
     proposed: BTreeMap<LogIndex, (Term, Vec<Proposed>)>,
     /// Changes of the range itself that are in the log, by their entry.
     changing: BTreeMap<LogIndex, (Term, Token)>,
+    /// The highest timestamp that a read was served at: the floor of the next term (leases 3.8).
+    max_served: Timestamp,
+    /// Whom leadership is being handed to.
+    heir: Option<StoreId>,
     /// Since when it knows no leader, as far as it looked.
     pub(crate) leaderless_since: Option<Duration>,
     /// What it applied lately.
@@ -93,6 +98,8 @@ impl Replica {
             granted: Vec::new(),
             proposed: BTreeMap::new(),
             changing: BTreeMap::new(),
+            max_served: Timestamp::ZERO,
+            heir: None,
             leaderless_since: None,
             sums: Sums::default(),
             keeping: LogKeeping::default(),
@@ -138,10 +145,11 @@ impl Replica {
     /// Changes of the range itself. They are answered when they were applied.
     fn admin(&mut self, ctx: &Ctx<'_>, token: Token, admin: Admin, effects: &mut Vec<Effect>) {
         let answered = match admin {
-            Admin::Split { .. } | Admin::TransferLeader { .. } => {
-                Some(Err(RangeError::Invalid { what: "this version does not do that".to_owned() }))
+            Admin::Split { .. } => Some(Err(RangeError::Invalid { what: "this version does not do that".to_owned() })),
+            Admin::TransferLeader { to } => self.transfer(ctx, token, to, effects),
+            Admin::ChangeReplicas { generation, target } => {
+                self.change_replicas(ctx, token, generation, &target, effects)
             }
-            Admin::ChangeReplicas { generation, target } => self.change_replicas(ctx, token, generation, &target),
             Admin::Check { check } => self.check(ctx, token, check),
         };
         if let Some(result) = answered {
@@ -181,6 +189,7 @@ impl Replica {
     fn not_leaseholder(&self) -> RangeError {
         let role = self.group.role();
         let leader = role.leader.and_then(|leader| self.state.descriptor.replica(leader)).map(|leader| leader.store);
+        let leader = self.heir.or(leader);
         RangeError::NotLeaseholder { range: self.state.descriptor.range, leader, term: role.term }
     }
 
@@ -231,6 +240,7 @@ impl Replica {
                 let window = self.serve_at(ctx, *at).map_err(Failed::Answer)?;
                 // Entered before it is answered, and also if it fails: an error tells something too.
                 self.cache.read(&span, window.at);
+                self.max_served = self.max_served.max(window.at);
                 evaluate::read(engine, read, window).map(Evaluated::Answer)
             }
             RangeCommand::Write { id, write } => {
@@ -239,7 +249,9 @@ impl Replica {
                 if let Evaluated::Answer(reply) = &evaluated {
                     // An answer that does not pass the log is a read of the present: it needs the lease.
                     self.serve_at(ctx, ReadAt::Leaseholder).map_err(Failed::Answer)?;
-                    self.cache.read(&span, reply.timestamp.max(ctx.now));
+                    let at = reply.timestamp.max(ctx.now);
+                    self.cache.read(&span, at);
+                    self.max_served = self.max_served.max(at);
                 }
                 Ok(evaluated)
             }
@@ -272,7 +284,8 @@ impl Replica {
         if !self.group.needs_lease_start() {
             return;
         }
-        let command = Command::LeaseStart { replica: self.me, store: self.store, start: ctx.now };
+        let command =
+            Command::LeaseStart { replica: self.me, store: self.store, start: ctx.now.max(self.max_served.next()) };
         // Nobody asked for it, and nobody will ask again.
         let commands = vec![EntryCommand { request: RequestId([0; 16]), body: command.encode() }];
         let payload = Payload { term: self.group.term(), commands };
@@ -365,6 +378,7 @@ impl Replica {
 
     /// Leadership is gone: what is in the log has an unknown outcome, what is not was not done.
     pub(crate) fn role_changed(&mut self, role: RoleState, effects: &mut Vec<Effect>) {
+        self.heir = None;
         if role.role == Role::Leader {
             return;
         }

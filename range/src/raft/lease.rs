@@ -177,6 +177,10 @@ impl Group {
             // A real vote, the self-vote included, clears the promise in its own batch.
             self.set_promise(None);
         }
+        if now.0 == StateRole::Candidate && self.elections.campaign_at.is_none() {
+            // The target of a hand-over was told to campaign; if nobody answers there is another try.
+            self.elections.tried(ctx.mono);
+        }
         let (led, leads) = (before.0 == StateRole::Leader, now.0 == StateRole::Leader);
         if led && (!leads || before.1 != now.1) {
             self.left_leadership(ctx, now.1);

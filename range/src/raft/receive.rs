@@ -78,6 +78,8 @@ impl Group {
     fn filter_view(&mut self, ctx: &Ctx<'_>) -> View {
         let leads = self.is_leader();
         let until = self.lease_until(ctx);
+        // An applied end binds the one that led as little as its followers (leases 3.7).
+        let ended = self.lease.ended && self.lease.term == self.term_now();
         let raft = &self.node.raft;
         let silent = ctx.mono.saturating_sub(self.elections.heard) >= self.config.support_duration;
         View {
@@ -90,9 +92,9 @@ impl Group {
             now: ctx.now,
             promise: self.promise,
             promise_active: self.promise_is_active(ctx),
-            hold: if leads { Some((self.tenure.term, until)) } else { self.hold },
+            hold: if leads { (!ended).then_some((self.tenure.term, until)) } else { self.hold },
             leader_heard: self.elections.heard_unpromised && !silent,
-            leased_leader: leads && ctx.now < until,
+            leased_leader: leads && !ended && ctx.now < until,
         }
     }
 

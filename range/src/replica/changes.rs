@@ -21,9 +21,9 @@ use crate::sums::Sums;
 /// How far a learner may be behind when it is promoted.
 const PROMOTION_LAG: u64 = 64;
 /// When a change that waits for something is to be asked for again.
-const RETRY_AFTER: Duration = Duration::from_millis(200);
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-type Answer = Result<RangeReply, RangeError>;
+pub(super) type Answer = Result<RangeReply, RangeError>;
 
 impl Replica {
     /// Proposes the one step that leads towards the target. An answer, unless it went into the log.
@@ -33,6 +33,7 @@ impl Replica {
         token: Token,
         generation: Generation,
         target: &ConfTarget,
+        effects: &mut Vec<Effect>,
     ) -> Option<Answer> {
         if let Err(error) = self.check_usable() {
             return Some(Err(error));
@@ -45,7 +46,10 @@ impl Replica {
         match membership::next_step(now, target, self.me, |replica| self.has_caught_up(ctx, replica)) {
             Step::Done => Some(Ok(self.present(ctx))),
             Step::Wait => wait("what its new replica still has to receive"),
-            Step::HandOver(_) => wait("the hand-over of its leadership"),
+            Step::HandOver(heirs) => {
+                self.hand_over(ctx, &heirs, effects);
+                wait("the hand-over of its leadership")
+            }
             Step::Refuse(what) => Some(Err(RangeError::Invalid { what: what.to_owned() })),
             Step::Change(change, after) => {
                 let refused = self.propose_change(ctx, &change, *after, Some(token))?;
@@ -62,7 +66,7 @@ impl Replica {
         }
     }
 
-    fn present(&self, ctx: &Ctx<'_>) -> RangeReply {
+    pub(super) fn present(&self, ctx: &Ctx<'_>) -> RangeReply {
         RangeReply { timestamp: ctx.now, reply: Reply::Admin(vec![self.state.descriptor.clone()]) }
     }
 
@@ -92,7 +96,7 @@ impl Replica {
     }
 
     /// A payload of one command that no client named.
-    fn alone(&self, command: &Command) -> Bytes {
+    pub(super) fn alone(&self, command: &Command) -> Bytes {
         let commands = vec![EntryCommand { request: RequestId([0; 16]), body: command.encode() }];
         Payload { term: self.group.term(), commands }.encode(self.state.descriptor.range)
     }
