@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/flotilla/target
 export CC := ccache cc
 export CXX := ccache c++
 
-.PHONY: test lint build packages
+.PHONY: test lint build sim packages
 
 test: packages
 	cargo test --release --workspace
@@ -17,6 +17,11 @@ lint: packages
 
 build: packages
 	cargo build --release --workspace
+
+# Simulated clusters, one from each seed (docs/simulation.md).
+SEEDS ?= 1000
+sim: packages
+	cargo run --release -q -p flotilla-sim --bin flotilla-sim -- --seeds $(SEEDS)
 
 packages:
 	@scripts/install-packages

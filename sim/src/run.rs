@@ -1,0 +1,351 @@
+//! One seed: clients, faults and changes of ranges for a while; then everything is healed and looked at.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flotilla_check::{Operation, Outcome};
+use flotilla_types::{RangeId, StoreId};
+use rand::Rng;
+
+use crate::clients::{Answers, Ended, Op, draw, in_doubt, key, perform};
+use crate::faults::{self, Fault, Profile};
+use crate::history::{History, Told};
+use crate::time::lock;
+use crate::world::World;
+
+const CLIENTS: usize = 6;
+/// A run of a minute or more goes on until so many operations were answered.
+const OPERATIONS_MIN: u64 = 500;
+
+/// How long, and how loud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Virtual time with clients and faults; healing and looking come on top.
+    pub seconds: u64,
+    /// Every line of the trace goes to standard error.
+    pub trace: bool,
+}
+
+/// What came of a seed.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Which seed.
+    pub seed: u64,
+    /// What went wrong; empty if nothing did.
+    pub failures: Vec<String>,
+    /// Operations that were answered.
+    pub operations: u64,
+    /// How long the cluster lived.
+    pub virtual_time: Duration,
+    /// How often each fault and each rare branch occurred.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// Equal for equal runs.
+    pub trace_hash: u64,
+    /// The last lines of the trace.
+    pub tail: Vec<String>,
+    /// What the clients saw.
+    pub history: History,
+}
+
+/// What the run does at a time of its own.
+#[derive(Debug, Clone, PartialEq)]
+enum Plan {
+    Client(usize),
+    Fault,
+    Ends(Fault),
+    Change,
+}
+
+/// An operation under way.
+struct Open {
+    gateway: StoreId,
+    boot: u32,
+    began: Duration,
+    op: Op,
+}
+
+struct Run {
+    world: World,
+    profile: Profile,
+    plans: BTreeMap<u64, Plan>,
+    next_plan: u64,
+    clients: Vec<Option<Open>>,
+    answers: Answers,
+    history: History,
+    operations: u64,
+    ops_made: u64,
+    next_range: u64,
+    /// No faults, operations and changes begin any more.
+    ending: bool,
+}
+
+/// Runs a seed.
+#[must_use]
+pub fn run(seed: u64, options: Options) -> Report {
+    let mut run = Run::new(seed, options);
+    let planned = Duration::from_secs(options.seconds);
+    run.go_until(planned);
+    // Where faults leave little time to work, the clients get more of it.
+    while options.seconds >= 60
+        && run.operations < OPERATIONS_MIN
+        && run.world.failures.is_empty()
+        && run.world.now() < planned * 4
+    {
+        let now = run.world.now();
+        run.go_until(now + Duration::from_secs(5));
+    }
+    run.finish()
+}
+
+impl Run {
+    fn new(seed: u64, options: Options) -> Self {
+        let stores = 3 + seed % 3;
+        let mut world = World::new(seed, stores, 3);
+        world.trace.loud = options.trace;
+        let profile = Profile::draw(&mut world.random);
+        let mut run = Self {
+            world,
+            profile,
+            plans: BTreeMap::new(),
+            next_plan: 0,
+            clients: (0..CLIENTS).map(|_| None).collect(),
+            answers: Arc::new(Mutex::new(Vec::new())),
+            history: History::default(),
+            operations: 0,
+            ops_made: 0,
+            next_range: 100,
+            ending: false,
+        };
+        for client in 0..CLIENTS {
+            run.plan(Duration::from_millis(500 + client as u64), Plan::Client(client));
+        }
+        run.plan(Duration::from_secs(4), Plan::Fault);
+        run.plan(Duration::from_secs(3), Plan::Change);
+        run
+    }
+
+    fn plan(&mut self, after: Duration, plan: Plan) {
+        self.next_plan += 1;
+        self.plans.insert(self.next_plan, plan);
+        self.world.call_back(after, self.next_plan);
+    }
+
+    fn go_until(&mut self, limit: Duration) {
+        while self.world.failures.is_empty()
+            && let Some(due) = self.world.step(limit)
+        {
+            self.take_answers();
+            for number in due {
+                let Some(plan) = self.plans.remove(&number) else { continue };
+                self.act(plan);
+            }
+        }
+    }
+
+    fn act(&mut self, plan: Plan) {
+        match plan {
+            Plan::Ends(fault) => self.world.relent(&fault),
+            _ if self.ending => {}
+            Plan::Client(client) => self.operate(client),
+            Plan::Fault => {
+                let stores: Vec<_> = self.world.hosts.keys().copied().collect();
+                let (fault, lasts) = faults::draw(&mut self.world.random, self.profile, &stores);
+                self.world.strike(&fault, lasts);
+                self.forget_the_dead();
+                self.plan(lasts, Plan::Ends(fault));
+                let pause = self.profile.every.mul_f64(self.world.random.random_range(0.2..2.0));
+                self.plan(pause, Plan::Fault);
+            }
+            Plan::Change => {
+                self.change_a_range();
+                let pause = Duration::from_millis(self.world.random.random_range(500..4000));
+                self.plan(pause, Plan::Change);
+            }
+        }
+    }
+
+    /// A client begins its next operation, at whatever node it likes.
+    fn operate(&mut self, client: usize) {
+        let up = self.world.up();
+        if up.is_empty() {
+            return self.plan(Duration::from_millis(200), Plan::Client(client));
+        }
+        let gateway = up[self.world.random.random_range(0..up.len())];
+        self.ops_made += 1;
+        let op = draw(&mut self.world.random, self.ops_made);
+        let began = self.world.now();
+        let Some(node) = self.world.node(gateway) else { return };
+        let task = perform(node.router.clone(), client, op.clone(), Arc::clone(&self.answers));
+        let boot = self.world.hosts.get(&gateway).map_or(0, |host| host.disk.boot);
+        self.clients[client] = Some(Open { gateway, boot, began, op });
+        self.world.executor.spawn(gateway, task);
+        self.world.executor.run();
+    }
+
+    fn take_answers(&mut self) {
+        let ended: Vec<Ended> = std::mem::take(&mut *lock(&self.answers));
+        for ended in ended {
+            let Some(open) = self.clients[ended.client].take() else { continue };
+            if let Some(why) = ended.why.as_ref().filter(|why| why.starts_with("DISORDER")) {
+                self.world.fail(why.clone());
+            }
+            if self.world.trace.loud {
+                let took = (self.world.now() - open.began).as_secs_f64();
+                let line = format!("c{} {:?} via {} ({took:.3} s): {ended:?}", ended.client, open.op, open.gateway);
+                self.world.note(&line);
+            } else {
+                self.world.trace.mix(ended.at, &[ended.client as u64, u64::from(ended.known)]);
+            }
+            self.world.trace.count(match (&ended.told, ended.known) {
+                (Told::Nothing, _) => "operations refused",
+                (Told::Keys(_), true) => "operations answered",
+                (Told::Keys(_), false) => "operations in doubt",
+            });
+            self.record(&open, ended);
+        }
+    }
+
+    fn record(&mut self, open: &Open, ended: Ended) {
+        let client = ended.client;
+        if let Told::Keys(keys) = ended.told {
+            self.operations += u64::from(ended.known);
+            let outcome = if ended.known { Outcome::Answered(nanoseconds(ended.at)) } else { Outcome::Unknown };
+            // Beyond the bound on offsets scans over several ranges promise nothing (leases 1, HAZARD offset).
+            let judged = !(self.profile.wild_clocks && matches!(open.op, Op::Scan(..)));
+            for (key, seen) in keys.into_iter().filter(|_| judged) {
+                let began = nanoseconds(open.began);
+                self.history.push(key, Operation { client: client as u64, began, ended: outcome, seen });
+            }
+        }
+        let pause = Duration::from_millis(self.world.random.random_range(1..350));
+        self.plan(pause, Plan::Client(client));
+    }
+
+    /// Clients of a gateway that died never hear what became of their operation.
+    fn forget_the_dead(&mut self) {
+        for client in 0..CLIENTS {
+            let dead = self.clients[client].as_ref().is_some_and(|open| {
+                self.world
+                    .hosts
+                    .get(&open.gateway)
+                    .is_none_or(|host| host.node.is_none() || host.disk.boot != open.boot)
+            });
+            if dead && let Some(open) = self.clients[client].take() {
+                let (told, at) = (in_doubt(&open.op), self.world.now());
+                self.world.trace.count("operations whose gateway died");
+                self.record(&open, Ended { client, told, known: false, at, why: None });
+            }
+        }
+    }
+
+    /// An operator, or the placement driver, does something to a range.
+    fn change_a_range(&mut self) {
+        let up = self.world.up();
+        let Some(gateway) = (!up.is_empty()).then(|| up[self.world.random.random_range(0..up.len())]) else { return };
+        let at = key(self.world.random.random_range(0..crate::clients::KEYS));
+        let Some(node) = self.world.node(gateway) else { return };
+        let router = node.router.clone();
+        let deadline = self.world.now() + Duration::from_secs(20);
+        let all: Vec<_> =
+            self.world.hosts.values().filter(|host| host.fenced.is_none()).map(|host| host.store).collect();
+        let told = Arc::clone(&self.world.changes);
+        match self.world.random.random_range(0..3) {
+            0 => {
+                self.next_range += 1;
+                let right = RangeId(self.next_range);
+                self.world.executor.spawn(gateway, async move {
+                    let done = router.split(&at, right, deadline).await;
+                    lock(&told).push(("splits", done.map(drop)));
+                });
+            }
+            1 => {
+                let to = all[self.world.random.random_range(0..all.len())];
+                self.world.executor.spawn(gateway, async move {
+                    let done = router.transfer(&at, to, deadline).await;
+                    lock(&told).push(("transfers", done));
+                });
+            }
+            _ => {
+                let mut voters = all;
+                while voters.len() > 3 {
+                    voters.remove(self.world.random.random_range(0..voters.len()));
+                }
+                let target =
+                    flotilla_types::ConfTarget { voters: voters.into_iter().collect(), learners: Default::default() };
+                self.world.executor.spawn(gateway, async move {
+                    let done = router.change_replicas(&at, target, deadline).await;
+                    lock(&told).push(("membership changes", done.map(drop)));
+                });
+            }
+        }
+    }
+
+    /// Heals everything and looks at what is left.
+    fn finish(mut self) -> Report {
+        self.ending = true;
+        if self.world.failures.is_empty() {
+            // What is open ends by itself or never.
+            self.go_until(self.world.now() + Duration::from_secs(8));
+        }
+        if self.world.failures.is_empty() {
+            self.verify();
+        }
+        self.world.count_changes();
+        for client in 0..CLIENTS {
+            if let Some(open) = self.clients[client].take() {
+                let (told, at) = (in_doubt(&open.op), self.world.now());
+                self.record(&open, Ended { client, told, known: false, at, why: None });
+            }
+        }
+        for violation in self.history.judge() {
+            self.world.fail(violation);
+        }
+        self.world.trace.add("histories undecided", self.history.undecided);
+        Report {
+            seed: self.world.seed,
+            failures: std::mem::take(&mut self.world.failures),
+            operations: self.operations,
+            virtual_time: self.world.now(),
+            trace_hash: self.world.trace.hash(),
+            tail: self.world.trace.tail(),
+            counts: std::mem::take(&mut self.world.trace.counts),
+            history: self.history,
+        }
+    }
+
+    /// The cluster is whole again: leased in time, all data readable, replicas equal, no hole in the records.
+    fn verify(&mut self) {
+        self.world.heal();
+        self.forget_the_dead();
+        crate::verify::leased_in_time(&mut self.world);
+        self.read_everything();
+        crate::verify::replicas_equal(&mut self.world);
+        crate::verify::records_cover_all(&mut self.world);
+    }
+
+    /// Every key once more: what these reads see is judged with the rest.
+    fn read_everything(&mut self) {
+        for n in 0..crate::clients::KEYS {
+            let Some(gateway) = self.world.up().first().copied() else { return };
+            let Some(node) = self.world.node(gateway) else { return };
+            let (began, op) = (self.world.now(), Op::Get(key(n)));
+            let boot = self.world.hosts.get(&gateway).map_or(0, |host| host.disk.boot);
+            let task = perform(node.router.clone(), 0, op.clone(), Arc::clone(&self.answers));
+            self.clients[0] = Some(Open { gateway, boot, began, op });
+            self.world.executor.spawn(gateway, task);
+            let (limit, before) = (began + Duration::from_secs(10), self.operations);
+            while self.operations == before && self.world.now() < limit && self.world.failures.is_empty() {
+                let _ = self.world.step(limit);
+                self.take_answers();
+            }
+            if self.operations == before {
+                self.world.fail(format!("{} cannot be read although all is healed", key(n)));
+            }
+        }
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,77 @@
+//! kv's way to the stores, through the simulated network. The futures leave their wish in an outbox, which the world
+//! empties after every round of polls.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use flotilla_kv::{SendError, Transport};
+use flotilla_types::{Generation, RangeDescriptor, RangeReply, RangeRequest, StoreId};
+use futures::FutureExt;
+use futures::channel::oneshot;
+use futures::future::BoxFuture;
+
+use crate::network::CallId;
+use crate::time::lock;
+
+type Answer = Result<RangeReply, SendError>;
+
+/// What routers want of the world.
+pub(crate) enum Wish {
+    Send { gateway: StoreId, to: StoreId, call: CallId, request: Box<RangeRequest> },
+    Root { gateway: StoreId, answer: oneshot::Sender<Result<RangeDescriptor, String>> },
+}
+
+#[derive(Default)]
+struct Inner {
+    wishes: Vec<Wish>,
+    calls: BTreeMap<CallId, (StoreId, oneshot::Sender<Answer>)>,
+    next: u64,
+}
+
+/// Shared by all routers and the world.
+#[derive(Clone, Default)]
+pub(crate) struct Outbox(Arc<Mutex<Inner>>);
+
+impl Outbox {
+    pub(crate) fn take(&self) -> Vec<Wish> {
+        std::mem::take(&mut lock(&self.0).wishes)
+    }
+
+    /// Answers a call, if somebody still waits.
+    pub(crate) fn answer(&self, call: CallId, answer: Answer) {
+        let found = lock(&self.0).calls.remove(&call);
+        if let Some((_, waiting)) = found {
+            // The router may have given up.
+            let _ = waiting.send(answer);
+        }
+    }
+
+    /// A gateway died, and its calls with it.
+    pub(crate) fn forget(&self, gateway: StoreId) {
+        lock(&self.0).calls.retain(|_, (of, _)| *of != gateway);
+    }
+}
+
+/// One gateway's transport.
+pub(crate) struct SimTransport {
+    pub(crate) gateway: StoreId,
+    pub(crate) outbox: Outbox,
+}
+
+impl Transport for SimTransport {
+    fn send(&self, to: StoreId, request: RangeRequest) -> BoxFuture<'static, Answer> {
+        let (sender, receiver) = oneshot::channel();
+        let mut inner = lock(&self.outbox.0);
+        inner.next += 1;
+        let call = CallId(inner.next);
+        inner.calls.insert(call, (self.gateway, sender));
+        inner.wishes.push(Wish::Send { gateway: self.gateway, to, call, request: Box::new(request) });
+        receiver.map(|got| got.unwrap_or_else(|_| Err(SendError::Lost("the gateway has ended".to_owned())))).boxed()
+    }
+
+    fn root(&self, _: Option<Generation>) -> BoxFuture<'static, Result<RangeDescriptor, String>> {
+        let (answer, receiver) = oneshot::channel();
+        lock(&self.outbox.0).wishes.push(Wish::Root { gateway: self.gateway, answer });
+        receiver.map(|got| got.unwrap_or_else(|_| Err("the gateway has ended".to_owned()))).boxed()
+    }
+}

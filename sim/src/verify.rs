@@ -1,0 +1,150 @@
+//! What must be true once everything is healed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flotilla_range::check::hash;
+use flotilla_storage::engine::Engine;
+use flotilla_types::{Key, KeySpan, LogIndex, RangeDescriptor, RangeId, ReplicaDescriptor, ReplicaKind, StoreId};
+
+use crate::node::TIMES;
+use crate::time::lock;
+use crate::world::World;
+
+/// Leases, section 10: every range is led again so soon after healing.
+const LEASED_WITHIN: Duration = TIMES.support.saturating_mul(3).saturating_add(Duration::from_secs(5));
+
+/// The newest descriptor of every range that lives somewhere.
+fn ranges(world: &World) -> BTreeMap<RangeId, RangeDescriptor> {
+    let mut newest: BTreeMap<RangeId, RangeDescriptor> = BTreeMap::new();
+    for status in world.hosts.values().filter_map(|host| host.node.as_ref()).flat_map(|node| node.fleet.status()) {
+        let descriptor = status.descriptor;
+        let known = newest.entry(descriptor.range).or_insert_with(|| descriptor.clone());
+        if descriptor.generation > known.generation {
+            *known = descriptor;
+        }
+    }
+    newest
+}
+
+fn led(world: &World) -> BTreeMap<RangeId, StoreId> {
+    let nodes = world.hosts.iter().filter_map(|(store, host)| Some((store, host.node.as_ref()?)));
+    let leading = nodes.flat_map(|(store, node)| node.fleet.status().into_iter().map(|status| (*store, status)));
+    leading.filter(|(_, status)| status.leads).map(|(store, status)| (status.descriptor.range, store)).collect()
+}
+
+/// Goes on until it holds, or the time is over.
+fn within(world: &mut World, time: Duration, mut holds: impl FnMut(&World) -> bool) -> bool {
+    let limit = world.now() + time;
+    loop {
+        if holds(world) {
+            return true;
+        }
+        if world.now() >= limit || !world.failures.is_empty() {
+            return false;
+        }
+        let until = (world.now() + Duration::from_millis(100)).min(limit);
+        while world.step(until).is_some() {}
+    }
+}
+
+/// Every range has a leader again, in time.
+pub(crate) fn leased_in_time(world: &mut World) {
+    let all_led = |world: &World| {
+        let led = led(world);
+        ranges(world).keys().all(|range| led.contains_key(range))
+    };
+    let began = world.now();
+    if within(world, LEASED_WITHIN, all_led) {
+        let took = world.now() - began;
+        world.note(&format!("all led after {:.1} s", took.as_secs_f64()));
+    } else if world.failures.is_empty() {
+        let led = led(world);
+        let missing: Vec<_> = ranges(world).into_values().filter(|range| !led.contains_key(&range.range)).collect();
+        world.fail(format!("not led {LEASED_WITHIN:?} after healing: {missing:?}"));
+    }
+}
+
+/// Applied index and hash of a range's replicas, by store; `None` where there is none.
+fn hashes(world: &World, range: &RangeDescriptor) -> BTreeMap<StoreId, Option<(LogIndex, u64)>> {
+    let of = |replica: &ReplicaDescriptor| {
+        let host = world.hosts.get(&replica.store)?;
+        let status = host.node.as_ref()?.fleet.status();
+        let status = status.into_iter().find(|status| status.descriptor.range == range.range)?;
+        let view = host.disk.engine.snapshot();
+        let hash = hash(view.as_ref(), &status.descriptor, replica.replica, status.applied).ok()?;
+        Some((status.applied, hash.hash))
+    };
+    // A learner waits while its store still holds a removed replica of the range.
+    let voters = range.replicas.iter().filter(|replica| replica.kind != ReplicaKind::Learner);
+    voters.map(|replica| (replica.store, of(replica))).collect()
+}
+
+/// All replicas of each range hold the same.
+pub(crate) fn replicas_equal(world: &mut World) {
+    let mut last = Vec::new();
+    let equal = within(world, Duration::from_secs(20), |world| {
+        last.clear();
+        for range in ranges(world).values() {
+            let hashes = hashes(world, range);
+            let first = hashes.values().next().copied().flatten();
+            if first.is_none() || hashes.values().any(|hash| *hash != first) {
+                last.push(format!("{range:?}: {hashes:?}"));
+            }
+        }
+        last.is_empty()
+    });
+    if !equal && world.failures.is_empty() {
+        world.fail(format!("replicas are not equal after 20 quiet seconds: {last:?}"));
+    }
+}
+
+/// The addressing records name an owner for every key, and no key twice.
+pub(crate) fn records_cover_all(world: &mut World) {
+    for _ in 0..20 {
+        let Some(answer) = read_records(world) else { continue };
+        let truth = ranges(world);
+        let wrong = judge(&answer, &truth);
+        if wrong.is_none() || !world.failures.is_empty() {
+            return;
+        }
+        let until = world.now() + Duration::from_secs(1);
+        while world.step(until).is_some() {}
+        world.note(&format!("records: {}", wrong.unwrap_or_default()));
+    }
+    if world.failures.is_empty() {
+        let answer = read_records(world);
+        world.fail(format!("the addressing records do not become true: {answer:?}, but {:?}", ranges(world)));
+    }
+}
+
+fn read_records(world: &mut World) -> Option<Vec<RangeDescriptor>> {
+    let gateway = world.up().first().copied()?;
+    let router = world.node(gateway)?.router.clone();
+    let (deadline, told) = (world.now() + Duration::from_secs(10), Arc::new(Mutex::new(None)));
+    let tell = Arc::clone(&told);
+    world.executor.spawn(gateway, async move {
+        let found = router.ranges(&KeySpan::ALL, deadline).await;
+        *lock(&tell) = Some(found);
+    });
+    let read = |_: &World| lock(&told).is_some();
+    within(world, Duration::from_secs(11), read);
+    let answer = lock(&told).take();
+    answer.and_then(Result::ok)
+}
+
+fn judge(records: &[RangeDescriptor], truth: &BTreeMap<RangeId, RangeDescriptor>) -> Option<String> {
+    let mut at = Key::MIN;
+    for record in records {
+        if record.span.start != at {
+            return Some(format!("{} begins at {}, not at {at}", record.range, record.span.start));
+        }
+        at = record.span.end.clone();
+        if truth.get(&record.range) != Some(record) {
+            return Some(format!("the record {record:?} is not {:?}", truth.get(&record.range)));
+        }
+    }
+    (at != Key::MAX || records.len() != truth.len())
+        .then(|| format!("{} records up to {at} for {} ranges", records.len(), truth.len()))
+}
