@@ -59,7 +59,7 @@ impl Admin for AdminService {
         let Some((cluster, node)) = site.identity() else { return Ok(Response::new(answer)) };
         answer.cluster_id = Bytes::copy_from_slice(&cluster.0);
         answer.node_id = node.0;
-        (answer.replicas, answer.leaders) = site.counts();
+        (answer.replicas, answer.leaders) = site.counts().await;
         if let Some(router) = site.router() {
             // What this node knows of itself is told also while the cluster's records cannot be read.
             let timeout = self.door.timeout(request.metadata()).min(FIGURES_TIMEOUT);

@@ -16,7 +16,7 @@ pub trait Site: Send + Sync + 'static {
     /// Why it does not serve at this moment, if it does not.
     fn not_serving(&self) -> Option<String>;
     /// Replicas on this node, and how many of them lead.
-    fn counts(&self) -> (u64, u64);
+    fn counts(&self) -> BoxFuture<'static, (u64, u64)>;
     /// The node's clock, if it may be read.
     fn timestamp(&self) -> Option<Timestamp>;
     /// Makes a cluster of which this node is the first.
