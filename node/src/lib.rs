@@ -10,4 +10,5 @@ pub mod logs;
 pub mod peer;
 pub mod ports;
 pub mod rpc;
+pub mod run;
 pub mod store;

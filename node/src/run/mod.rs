@@ -313,10 +313,7 @@ impl Life {
 }
 
 /// Runs something that blocks on the disk on a thread of its own.
-async fn off_runtime<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, NodeError> {
+async fn off_runtime<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<T, NodeError> {
     let (done, outcome) = oneshot::channel();
     let run = move || {
         // Nobody waits any more if the node was dropped.

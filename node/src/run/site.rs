@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use flotilla_kv::{KvError, Router};
-use flotilla_types::{
-    CheckId, ClusterId, LogIndex, NodeId, RangeId, ReplicaHash, StoreId, Term, Timestamp,
-};
+use flotilla_types::{CheckId, ClusterId, LogIndex, NodeId, RangeId, ReplicaHash, StoreId, Term, Timestamp};
 use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
