@@ -389,11 +389,10 @@ impl Fleet {
 
     /// Fills in what the group does not know.
     fn send(&mut self, ctx: &Ctx<'_>, range: RangeId, mut sends: raft::Sends, turn: &mut Turn) {
-        if let Some(replica) = self.replicas.get(&range) {
-            let applied = replica.state.applied;
-            for (_, reply) in &mut sends.beat_replies {
-                (reply.applied, reply.sum) = (applied.pos.index, applied.sum);
-            }
+        // A replica that has just applied its own removal has nothing left to be compared by.
+        let applied = self.replicas.get(&range).map(|replica| replica.state.applied).unwrap_or_default();
+        for (_, reply) in &mut sends.beat_replies {
+            (reply.applied, reply.sum) = (applied.pos.index, applied.sum);
         }
         if !sends.beats.is_empty() {
             let keep_from = self.keep_from(ctx, range);

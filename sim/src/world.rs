@@ -251,7 +251,12 @@ impl World {
             }
             Want::Lead(descriptor) => self.keep_meta(store, descriptor),
             Want::Lost { range, why } => self.replica_lost(store, range, &why),
-            Want::Count(what, by) => self.trace.add(what, by),
+            Want::Count(what, by) => {
+                self.trace.add(what, by);
+                if what == "flotilla_replicas_diverged_total" {
+                    self.fail(format!("{store} finds a replica that applied other commands"));
+                }
+            }
         }
     }
 
