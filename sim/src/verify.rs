@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flotilla_range::check::hash;
 use flotilla_storage::engine::Engine;
-use flotilla_types::{Key, KeySpan, LogIndex, RangeDescriptor, RangeId, ReplicaDescriptor, ReplicaKind, StoreId};
+use flotilla_types::{Key, KeySpan, LogIndex, RangeDescriptor, RangeId, ReplicaDescriptor, StoreId};
 
 use crate::node::TIMES;
 use crate::time::lock;
@@ -76,9 +76,7 @@ fn hashes(world: &World, range: &RangeDescriptor) -> BTreeMap<StoreId, Option<(L
         let hash = hash(view.as_ref(), &status.descriptor, replica.replica, status.applied).ok()?;
         Some((status.applied, hash.hash))
     };
-    // A learner waits while its store still holds a removed replica of the range.
-    let voters = range.replicas.iter().filter(|replica| replica.kind != ReplicaKind::Learner);
-    voters.map(|replica| (replica.store, of(replica))).collect()
+    range.replicas.iter().map(|replica| (replica.store, of(replica))).collect()
 }
 
 /// All replicas of each range hold the same.
