@@ -6,19 +6,28 @@ use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::log::LogEntry;
 use flotilla_storage::mvcc;
 use flotilla_storage::state::{Applied, LeaseState};
-use flotilla_types::{CheckId, RangeDescriptor, RequestId, Term};
+use flotilla_types::{CheckId, LogIndex, RangeDescriptor, RequestId, Term};
 use protobuf::Message as _;
 use raft::eraftpb::ConfChangeV2;
 
+use crate::boot::INITIAL;
 use crate::command::Command;
 use crate::entry::Payload;
 
 /// The replicated state of a range that application reads and moves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct State {
     pub(crate) descriptor: RangeDescriptor,
     pub(crate) applied: Applied,
     pub(crate) lease: LeaseState,
+}
+
+/// The right half of a split that was just applied.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Born {
+    /// The entry that made it.
+    pub(crate) at: LogIndex,
+    pub(crate) state: State,
 }
 
 /// What an entry did, beside its changes.
@@ -30,6 +39,8 @@ pub(crate) struct Effects {
     pub(crate) lease: bool,
     /// The library's side of a membership change: to be applied to the group.
     pub(crate) conf: Option<ConfChangeV2>,
+    /// The range was cut.
+    pub(crate) split: Option<Box<Born>>,
     /// The state as of this entry is to be hashed.
     pub(crate) check: Option<CheckId>,
 }
@@ -50,6 +61,9 @@ impl State {
             self.apply_payload(entry.pos.term, entry.data.clone(), batch, &mut effects)?;
         }
         self.applied.pos = entry.pos;
+        if let Some(born) = &mut effects.split {
+            born.at = entry.pos.index;
+        }
         if self.lease != before {
             effects.lease = true;
             batch.put(keys::range_record(self.descriptor.range, RangeRecord::Lease), self.lease.encode());
@@ -120,6 +134,11 @@ impl State {
                 let inside = versions.changes.iter().all(|(key, _)| self.descriptor.span.contains(key));
                 term == self.lease.term && !self.lease.ended && inside
             }
+            Command::Split { left, right, .. } => {
+                let fits = left.generation == self.descriptor.generation.next()
+                    && self.descriptor.split(&right.span.start, right.range) == Some((left.clone(), right.clone()));
+                term == self.lease.term && !self.lease.ended && fits
+            }
             Command::Check { .. } | Command::EndLease { .. } => term == self.lease.term && !self.lease.ended,
             // Only beside the library's own.
             Command::ChangeReplicas { .. } => false,
@@ -147,6 +166,14 @@ impl State {
                 if let Some((anchor, answer)) = versions.finished {
                     batch.put(keys::finished(&anchor, request), answer);
                 }
+            }
+            Command::Split { left, right, floor } => {
+                batch.put(keys::range_record(left.range, RangeRecord::Descriptor), left.encode());
+                self.descriptor = left;
+                let applied = Applied { pos: INITIAL, closed: self.applied.closed, ..Applied::default() };
+                let lease = LeaseState { read_floor: floor, ..LeaseState::default() };
+                let state = Self { descriptor: right, applied, lease };
+                effects.split = Some(Box::new(Born { at: self.applied.pos.index, state }));
             }
             Command::Check { check } => effects.check = Some(check),
             Command::EndLease { floor } => {

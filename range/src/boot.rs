@@ -90,8 +90,8 @@ pub(crate) struct Found {
     pub(crate) state: State,
     /// What the log knows of it, or why it must not go on.
     pub(crate) head: Result<LogHead, &'static str>,
-    /// The log's part of a snapshot that a crash interrupted.
-    pub(crate) reset: Option<LogOp>,
+    /// The log's part of a snapshot or of a split that a crash interrupted.
+    pub(crate) repair: Option<LogOp>,
 }
 
 /// Everything that lives on the store, held against the log (docs/durability.md, laws 2 and 3).
@@ -106,9 +106,10 @@ pub(crate) fn find(
         found.insert(range, load(engine, log, range, heads.get(&range))?);
     }
     // A log without entries and without state is of a replica that exists by name only.
-    let is_uninit = |head: &LogHead| head.birth.is_none() && head.last == LogPos::default();
+    // One with a birth waits for the replay of its parent.
+    let is_explained = |head: &LogHead| head.birth.is_some() || head.last == LogPos::default();
     let unexplained = |(range, head): &(&RangeId, &LogHead)| {
-        !found.contains_key(range) && !is_uninit(head) && !is_gone(engine, **range, head.replica)
+        !found.contains_key(range) && !is_explained(head) && !is_gone(engine, **range, head.replica)
     };
     if let Some((range, _)) = heads.iter().find(unexplained) {
         return Err(BootError::Contradiction {
@@ -149,13 +150,27 @@ fn load(engine: &dyn Reader, log: &dyn LogRead, range: RangeId, head: Option<&Lo
     let state = load_state(engine, range)?;
     let me = decode_replica_id(&record(engine, range, RangeRecord::ReplicaId)?);
     let me = me.map_err(|source| BootError::Record { range, source })?;
+    if state.applied.pos == INITIAL && head.is_none_or(|head| head.replica == me && head.last == LogPos::default()) {
+        let (head, create) = start_child(range, me, head);
+        return Ok(Found { me, state, head: Ok(head), repair: Some(create) });
+    }
     let unfinished = head.filter(|head| state.applied.via_snapshot && is_behind(log, range, head, state.applied.pos));
     if let Some(head) = unfinished.filter(|head| head.replica == me) {
         let (head, reset) = finish_snapshot(range, head, state.applied.pos);
-        return Ok(Found { me, state, head: Ok(head), reset: Some(reset) });
+        return Ok(Found { me, state, head: Ok(head), repair: Some(reset) });
     }
     let head = judge(head, me, state.applied.pos);
-    Ok(Found { me, state, head, reset: None })
+    Ok(Found { me, state, head, repair: None })
+}
+
+/// The engine was flushed with a split in it before the child's log was synced: it has promised nothing yet.
+fn start_child(range: RangeId, me: ReplicaId, uninit: Option<&LogHead>) -> (LogHead, LogOp) {
+    let voted = uninit.map(|head| head.hard).filter(|hard| hard.term >= INITIAL.term);
+    let (term, vote) = voted.map_or((INITIAL.term, ReplicaId(0)), |hard| (hard.term, hard.vote));
+    let hard = HardState { term, vote, commit: INITIAL.index };
+    let (trunc, birth) = (INITIAL, None);
+    let head = LogHead { replica: me, birth, hard, hard_last: trunc, promise: None, trunc, last: trunc };
+    (head, LogOp::Create { range, replica: me, birth, trunc, hard })
 }
 
 /// Whether a log does not reach a snapshot's position, or holds something else there.

@@ -12,6 +12,7 @@ const WRITE: u8 = 2;
 const CHANGE_REPLICAS: u8 = 3;
 const CHECK: u8 = 4;
 const END: u8 = 5;
+const SPLIT: u8 = 6;
 
 /// One replicated command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,15 @@ pub enum Command {
     /// Closes a term: nothing of it is served after this was evaluated (leases 3.5).
     EndLease {
         /// The highest timestamp that the term served a read at.
+        floor: Timestamp,
+    },
+    /// Cuts the range in two.
+    Split {
+        /// What the range becomes: one generation above what it is.
+        left: RangeDescriptor,
+        /// The new range, with the same replicas.
+        right: RangeDescriptor,
+        /// No read of the right half was served above; none is served between the evaluation and its own first lease.
         floor: Timestamp,
     },
     /// Every replica hashes its state as of this entry.
@@ -79,6 +89,9 @@ impl Command {
             Self::ChangeReplicas { descriptor } => {
                 record.u8(CHANGE_REPLICAS).bytes(&descriptor.encode()).finish().into()
             }
+            Self::Split { left, right, floor } => {
+                record.u8(SPLIT).bytes(&left.encode()).bytes(&right.encode()).timestamp(*floor).finish().into()
+            }
             Self::Check { check } => record.u8(CHECK).u64(check.0).finish().into(),
             Self::EndLease { floor } => record.u8(END).timestamp(*floor).finish().into(),
         }
@@ -97,6 +110,11 @@ impl Command {
             }
             WRITE => Self::Write(decode_versions(&mut record)?),
             CHANGE_REPLICAS => Self::ChangeReplicas { descriptor: RangeDescriptor::decode(record.bytes()?)? },
+            SPLIT => Self::Split {
+                left: RangeDescriptor::decode(record.bytes()?)?,
+                right: RangeDescriptor::decode(record.bytes()?)?,
+                floor: record.timestamp()?,
+            },
             CHECK => Self::Check { check: CheckId(record.u64()?) },
             END => Self::EndLease { floor: record.timestamp()? },
             _ => return record.refuse("it is of an unknown kind"),
@@ -145,6 +163,7 @@ mod tests {
             Command::LeaseStart { replica: ReplicaId(1), store: StoreId(2), start: timestamp },
             Command::Write(Versions { timestamp, changes: changes.clone(), finished }),
             Command::Write(Versions { timestamp, changes, finished: None }),
+            Command::Split { left: descriptor.clone(), right: descriptor.clone(), floor: timestamp },
             Command::ChangeReplicas { descriptor },
             Command::Check { check: CheckId(9) },
             Command::EndLease { floor: timestamp },

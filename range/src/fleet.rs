@@ -7,6 +7,7 @@
 //! `snapshots` sends and installs them, `uninit` holds replicas that exist by name only, `peers` knows which stores share
 //! a range with this one. Reads need a supported lease; there is no read-index fallback.
 
+mod births;
 mod destroy;
 mod peers;
 mod snapshots;
@@ -100,6 +101,8 @@ pub struct Fleet {
     uninit: BTreeMap<RangeId, Uninit>,
     /// Replicas that a start found out of order. They have state, and no group: they answer nobody until they are removed.
     lost: BTreeMap<RangeId, Lost>,
+    /// Children with a log whose split has to be replayed first (see `births`).
+    unborn: BTreeMap<RangeId, LogHead>,
     /// Destroyed in the engine, not known to be flushed: no new replica of these begins (durability D11).
     closing: BTreeSet<RangeId>,
     outgoing: Outgoing,
@@ -136,6 +139,7 @@ impl Fleet {
             log: Arc::clone(&log),
             uninit: BTreeMap::new(),
             lost: BTreeMap::new(),
+            unborn: BTreeMap::new(),
             closing: BTreeSet::new(),
             outgoing,
             incoming: Incoming::default(),
@@ -148,12 +152,14 @@ impl Fleet {
         for (range, head) in heads.iter().filter(|(range, _)| !found.contains_key(range)) {
             if boot::is_gone(engine, *range, head.replica) {
                 repairs.push(LogOp::Remove { range: *range });
+            } else if head.birth.is_some() {
+                fleet.unborn.insert(*range, *head);
             } else {
                 fleet.start_uninit(*range, *head, mono);
             }
         }
         for (range, found) in found {
-            repairs.extend(found.reset);
+            repairs.extend(found.repair);
             let started = found.head.map_err(str::to_owned).and_then(|head| {
                 let boot = GroupBoot {
                     range,
@@ -163,9 +169,13 @@ impl Fleet {
                     head,
                     applied: found.state.applied.pos,
                     lease: found.state.lease,
-                    commit_at_least: LogIndex(0),
+                    commit_at_least: fleet.proven(range, found.me),
                     mono,
                 };
+                if head.birth.is_some() {
+                    // What a restart finds is what was flushed, the split included.
+                    repairs.push(LogOp::DropBirth { range });
+                }
                 Group::start(&boot, &fleet.config.group, Arc::clone(&log)).map_err(|why| why.to_string())
             });
             match started {
@@ -181,6 +191,10 @@ impl Fleet {
                     effects.push(Effect::Lost { range, why });
                 }
             }
+        }
+        for (range, _) in fleet.unborn.iter().filter(|(_, head)| !fleet.is_expected(head)) {
+            let why = "its log is here, and the split that made it cannot be found any more".to_owned();
+            effects.push(Effect::Lost { range: *range, why });
         }
         for replica in fleet.replicas.values() {
             fleet.peers.count(None, Some(&replica.state.descriptor));
@@ -313,7 +327,7 @@ impl Fleet {
         match act {
             Act::MayTruncate { range } => self.flushed(ctx, range, through, turn),
             Act::RemoveLog { range } => self.remove_log(range, turn),
-            Act::DropBirth { range } => turn.log_ops.push(LogOp::DropBirth { range }),
+            Act::DropBirth { range } => self.drop_birth(range, turn),
         }
     }
 
@@ -428,7 +442,7 @@ impl Fleet {
             && let Some(ready) = replica.group.ready(ctx)
         {
             let ended = ready.snapshot.is_some();
-            self.carry_out(ctx, range, ready, turn);
+            self.carry_out(ctx, range, ready, engine, turn);
             if ended {
                 break;
             }
@@ -457,7 +471,7 @@ impl Fleet {
     }
 
     /// One ready of a replica that has state.
-    fn carry_out(&mut self, ctx: &Ctx<'_>, range: RangeId, ready: GroupReady, turn: &mut Turn) {
+    fn carry_out(&mut self, ctx: &Ctx<'_>, range: RangeId, ready: GroupReady, engine: &dyn Reader, turn: &mut Turn) {
         self.snapshot_ready(range, &ready, turn);
         let Some(replica) = self.replicas.get_mut(&range) else { return };
         for op in &ready.log_ops {
@@ -479,10 +493,23 @@ impl Fleet {
                 turn.effects.push(Effect::Lead { descriptor: replica.state.descriptor.clone() });
             }
         }
-        if !ready.committed.is_empty() {
+        let mut committed = &ready.committed[..];
+        while !committed.is_empty() {
+            let Some(replica) = self.replicas.get_mut(&range) else { break };
             let before = replica.state.descriptor.clone();
-            if let Err(why) = replica.apply_committed(ctx, &ready.committed, turn) {
-                replica.group.lose(ctx, raft::LossReason::Boot(why));
+            let born = match replica.apply_committed(ctx, committed, turn) {
+                Ok((applied, born)) => {
+                    committed = &committed[applied..];
+                    born
+                }
+                Err(why) => {
+                    replica.group.lose(ctx, raft::LossReason::Boot(why));
+                    committed = &[];
+                    None
+                }
+            };
+            if let Some(born) = born {
+                self.born(ctx, range, *born, engine, turn);
             }
             self.descriptor_changed(ctx, range, &before, turn);
             turn.applied.push(range);

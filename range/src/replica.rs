@@ -5,6 +5,9 @@
 
 mod changes;
 mod end;
+mod split;
+
+pub(crate) use split::write_records;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,11 +16,11 @@ use flotilla_storage::engine::{Reader, WriteBatch};
 use flotilla_storage::log::LogEntry;
 use flotilla_storage::mvcc::ReadWindow;
 use flotilla_types::{
-    Admin, Command as RangeCommand, KeySpan, LogIndex, RangeError, RangeReply, RangeRequest, ReadAt, ReplicaId,
-    RequestId, StoreId, Term, Timestamp, Write,
+    Admin, Command as RangeCommand, KeySpan, LogIndex, RangeDescriptor, RangeError, RangeReply, RangeRequest, ReadAt,
+    ReplicaId, RequestId, StoreId, Term, Timestamp, Write,
 };
 
-use crate::apply::State;
+use crate::apply::{Born, State};
 use crate::command::Command;
 use crate::entry::{EntryCommand, Payload};
 use crate::evaluate::{self, Evaluated, Failed};
@@ -74,6 +77,8 @@ pub(crate) struct Replica {
     max_served: Timestamp,
     /// Whom leadership is being handed to.
     heir: Option<StoreId>,
+    /// What was last cut off on the right: for callers who do not know it yet.
+    cut_off: Option<RangeDescriptor>,
     /// Since when it knows no leader, as far as it looked.
     pub(crate) leaderless_since: Option<Duration>,
     /// What it applied lately.
@@ -100,6 +105,7 @@ impl Replica {
             changing: BTreeMap::new(),
             max_served: Timestamp::ZERO,
             heir: None,
+            cut_off: None,
             leaderless_since: None,
             sums: Sums::default(),
             keeping: LogKeeping::default(),
@@ -126,8 +132,10 @@ impl Replica {
 
     /// Admission and sequencing.
     pub(crate) fn request(&mut self, ctx: &Ctx<'_>, token: Token, request: RangeRequest, effects: &mut Vec<Effect>) {
-        if let RangeCommand::Admin(admin) = request.command {
-            return self.admin(ctx, token, admin, effects);
+        if let RangeCommand::Admin(admin) = &request.command
+            && !matches!(admin, Admin::Split { .. })
+        {
+            return self.admin(ctx, token, admin.clone(), effects);
         }
         let spans = match self.admit(&request) {
             Ok(spans) => spans,
@@ -145,7 +153,8 @@ impl Replica {
     /// Changes of the range itself. They are answered when they were applied.
     fn admin(&mut self, ctx: &Ctx<'_>, token: Token, admin: Admin, effects: &mut Vec<Effect>) {
         let answered = match admin {
-            Admin::Split { .. } => Some(Err(RangeError::Invalid { what: "this version does not do that".to_owned() })),
+            // It waits for its latch, and does not come here.
+            Admin::Split { .. } => None,
             Admin::TransferLeader { to } => self.transfer(ctx, token, to, effects),
             Admin::ChangeReplicas { generation, target } => {
                 self.change_replicas(ctx, token, generation, &target, effects)
@@ -158,16 +167,17 @@ impl Replica {
     }
 
     fn admit(&self, request: &RangeRequest) -> Result<Vec<(KeySpan, Access)>, RangeError> {
-        let range = self.state.descriptor.range;
+        if let RangeCommand::Admin(admin) = &request.command {
+            return self.admit_split(admin);
+        }
         let Some(span) = request.command.span() else {
-            let what = "this version does not change ranges on request".to_owned();
-            return Err(RangeError::Invalid { what });
+            return Err(RangeError::Invalid { what: "it names no keys".to_owned() });
         };
         if span.start >= span.end {
             return Err(RangeError::Invalid { what: format!("{span} is empty: its end must lie above its start") });
         }
         if !self.state.descriptor.span.covers(&span) {
-            return Err(RangeError::RangeMismatch { range, span, known: vec![self.state.descriptor.clone()] });
+            return Err(self.mismatch(span));
         }
         self.check_usable()?;
         if self.latches.len() >= OPEN_MAX {
@@ -211,6 +221,10 @@ impl Replica {
         for latch in std::mem::take(&mut self.granted) {
             let Some(open) = self.open.get(&latch) else { continue };
             let request = open.request.clone();
+            if let RangeCommand::Admin(admin) = &request.command {
+                self.split(ctx, latch, admin, effects);
+                continue;
+            }
             match self.evaluate(ctx, engine, &request) {
                 Ok(Evaluated::Answer(reply)) => self.answer(latch, Ok(reply), effects),
                 Ok(Evaluated::Propose(versions, reply)) => {
@@ -235,6 +249,10 @@ impl Replica {
         let Some(span) = request.command.span() else {
             return Err(Failed::Answer(RangeError::Invalid { what: "nothing to do".to_owned() }));
         };
+        // It waited, and the range may have been cut meanwhile.
+        if !self.state.descriptor.span.covers(&span) {
+            return Err(Failed::Answer(self.mismatch(span)));
+        }
         match &request.command {
             RangeCommand::Read { at, read } => {
                 let window = self.serve_at(ctx, *at).map_err(Failed::Answer)?;
@@ -319,7 +337,8 @@ impl Replica {
         }
     }
 
-    /// Applies committed entries into the turn's batch. Replies come after the batch is written.
+    /// Applies committed entries into the turn's batch, up to the first that cuts the range. Replies come after the batch
+    /// is written. Says how many, and what was born.
     ///
     /// # Errors
     /// An entry cannot be read: the replica is lost.
@@ -328,11 +347,13 @@ impl Replica {
         ctx: &Ctx<'_>,
         entries: &[LogEntry],
         turn: &mut Turn,
-    ) -> Result<(), String> {
+    ) -> Result<(usize, Option<Box<Born>>), String> {
         // Its own until it ends with `A`: an entry that cannot be read leaves nothing behind (durability, section 2).
         let mut own = WriteBatch::default();
+        let (mut applied, mut born) = (0, None);
         for entry in entries {
             let done = self.state.apply(entry, &mut own)?;
+            applied += 1;
             self.sums.applied(&self.state.applied);
             if done.lease {
                 self.cache.raise_low_water(self.state.lease.start);
@@ -348,11 +369,17 @@ impl Replica {
             }
             self.reply_applied(entry, done.accepted, &mut turn.replies);
             self.reply_changed(ctx, entry, done.accepted, &mut turn.replies);
+            if let Some(child) = done.split {
+                self.cut_off = Some(child.state.descriptor.clone());
+                self.group.tell_commits_at_once(false);
+                born = Some(child);
+                break;
+            }
         }
         self.state.write_applied(&mut own);
         turn.batch.append(own);
         self.group.advance_applied(ctx, self.state.applied.pos);
-        Ok(())
+        Ok((applied, born))
     }
 
     fn reply_applied(&mut self, entry: &LogEntry, accepted: bool, replies: &mut Vec<Effect>) {

@@ -82,6 +82,8 @@ impl Fleet {
             turn.batch.put(keys::tombstone(range), encode_replica_id(next));
             turn.acts.push(Act::RemoveLog { range });
             self.closing.insert(range);
+        } else {
+            self.forget_unborn(range, next, turn);
         }
     }
 

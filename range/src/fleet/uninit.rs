@@ -27,7 +27,8 @@ impl Fleet {
         }
         let older = self.uninit.get(&range).is_some_and(|uninit| uninit.me < to) && !self.incoming.is_arriving(range);
         let free = older || !self.uninit.contains_key(&range);
-        if !free || to == ReplicaId(0) || self.closing.contains(&range) {
+        let taken = self.closing.contains(&range) || self.unborn.contains_key(&range);
+        if !free || to == ReplicaId(0) || taken {
             return;
         }
         // Unreadable is as good as gone: nothing is lost by waiting.

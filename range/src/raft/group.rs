@@ -294,6 +294,13 @@ impl Group {
         Term(self.node.raft.term)
     }
 
+    /// Term and vote, durable or not.
+    #[must_use]
+    pub fn hard(&self) -> HardState {
+        let raft = &self.node.raft;
+        HardState { term: Term(raft.term), vote: ReplicaId(raft.vote), commit: self.committed() }
+    }
+
     pub(super) fn view(&self) -> &LogView {
         &self.node.raft.raft_log.store
     }

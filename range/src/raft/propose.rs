@@ -71,6 +71,11 @@ impl Group {
         Ok(at)
     }
 
+    /// Tells followers of a commit when it happens, instead of with the next append.
+    pub fn tell_commits_at_once(&mut self, at_once: bool) {
+        self.node.skip_bcast_commit(!at_once);
+    }
+
     /// Proposes an ordinary command. Needs a usable lease.
     ///
     /// # Errors

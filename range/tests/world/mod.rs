@@ -395,19 +395,27 @@ impl World {
     }
 
     pub fn ask(&mut self, store: StoreId, command: Command) -> Token {
+        self.ask_of(store, USER, command)
+    }
+
+    pub fn ask_of(&mut self, store: StoreId, range: RangeId, command: Command) -> Token {
         self.next_token += 1;
         let token = Token(self.next_token);
-        let request = RangeRequest { range: USER, timeout: Duration::from_secs(3), command };
+        let request = RangeRequest { range, timeout: Duration::from_secs(3), command };
         self.nodes.get_mut(&store).unwrap().events.push(Event::Request { token, request });
         token
     }
 
     /// What the router will do: asks the leader, again and again with the same id, until somebody knows.
     pub fn call(&mut self, command: &Command) -> Result<Reply, RangeError> {
+        self.call_of(USER, command)
+    }
+
+    pub fn call_of(&mut self, range: RangeId, command: &Command) -> Result<Reply, RangeError> {
         for _ in 0..100 {
-            self.run_until("a leader", |world| world.leader(USER).is_some());
-            let leader = self.leader(USER).unwrap();
-            let token = self.ask(leader, command.clone());
+            self.run_until("a leader", |world| world.leader(range).is_some());
+            let leader = self.leader(range).unwrap();
+            let token = self.ask_of(leader, range, command.clone());
             let mut waited = 0;
             while !self.answers.contains_key(&token) && !self.nodes[&leader].down && waited < 2000 {
                 self.tick();
@@ -415,7 +423,11 @@ impl World {
             }
             match self.answers.get(&token) {
                 Some(Ok(reply)) => return Ok(reply.reply.clone()),
-                Some(Err(error @ (RangeError::Invalid { .. } | RangeError::RangeMismatch { .. }))) => {
+                Some(Err(
+                    error @ (RangeError::Invalid { .. }
+                    | RangeError::RangeMismatch { .. }
+                    | RangeError::GenerationMismatch { .. }),
+                )) => {
                     return Err(error.clone());
                 }
                 _ => self.tick(),
