@@ -63,6 +63,16 @@ pub struct RangeStatus {
     pub lease_start: Timestamp,
     /// Replicas that applied other commands than this leader: to be replaced.
     pub diverged: Vec<ReplicaId>,
+    /// Where its leader lives, if it knows one.
+    pub leader: Option<StoreId>,
+    /// The newest index that it knows as committed.
+    pub committed: LogIndex,
+    /// Where its log ends.
+    pub last: LogIndex,
+    /// Everything at or below was given up.
+    pub truncated: LogIndex,
+    /// It is out of order and waits to be replaced.
+    pub is_lost: bool,
 }
 
 impl RangeStatus {
@@ -75,6 +85,11 @@ impl RangeStatus {
             sum: replica.state.applied.sum,
             lease_start: replica.state.lease.start,
             diverged: replica.sums.diverged(),
+            leader: replica.leader_store(),
+            committed: replica.group.committed(),
+            last: replica.group.last().index,
+            truncated: replica.group.truncated().index,
+            is_lost: replica.group.lost().is_some(),
         }
     }
 }

@@ -40,7 +40,7 @@ const CACHE_PIECES: usize = 4096;
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// A replica that hears of no leader for so long asks who owns its keys.
-pub(crate) const ORPHANED: Duration = Duration::from_secs(60);
+const ORPHANED: Duration = Duration::from_secs(60);
 
 /// A request between admission and its answer or proposal.
 struct Open {
@@ -79,8 +79,8 @@ pub(crate) struct Replica {
     heir: Option<StoreId>,
     /// What was last cut off on the right: for callers who do not know it yet.
     cut_off: Option<RangeDescriptor>,
-    /// Since when it knows no leader, as far as it looked.
-    pub(crate) leaderless_since: Option<Duration>,
+    /// When it last asked who owns its keys.
+    pub(crate) asked: Duration,
     /// What it applied lately.
     pub(crate) sums: Sums,
     /// What of its log may go.
@@ -106,7 +106,7 @@ impl Replica {
             max_served: Timestamp::ZERO,
             heir: None,
             cut_off: None,
-            leaderless_since: None,
+            asked: Duration::ZERO,
             sums: Sums::default(),
             keeping: LogKeeping::default(),
             loss_told: false,
@@ -126,8 +126,12 @@ impl Replica {
     /// When a deadline or the group wants a turn.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
-        let orphaned = self.leaderless_since.map(|since| since + ORPHANED);
-        deadline.into_iter().chain(self.group.next_wake()).chain(orphaned).min()
+        deadline.into_iter().chain(self.group.next_wake()).chain(self.asks_at()).min()
+    }
+
+    /// When it is to ask who owns its keys: it may have been removed without hearing of it.
+    pub(crate) fn asks_at(&self) -> Option<Duration> {
+        Some(self.group.heard_leader()?.max(self.asked) + ORPHANED)
     }
 
     /// Admission and sequencing.
@@ -197,10 +201,14 @@ impl Replica {
     }
 
     fn not_leaseholder(&self) -> RangeError {
-        let role = self.group.role();
-        let leader = role.leader.and_then(|leader| self.state.descriptor.replica(leader)).map(|leader| leader.store);
-        let leader = self.heir.or(leader);
-        RangeError::NotLeaseholder { range: self.state.descriptor.range, leader, term: role.term }
+        let leader = self.heir.or(self.leader_store());
+        RangeError::NotLeaseholder { range: self.state.descriptor.range, leader, term: self.group.role().term }
+    }
+
+    /// Where the leader lives, if one is known.
+    pub(crate) fn leader_store(&self) -> Option<StoreId> {
+        let leader = self.group.role().leader?;
+        self.state.descriptor.replica(leader).map(|leader| leader.store)
     }
 
     /// Ends the requests whose time is over before they were proposed.

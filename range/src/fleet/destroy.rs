@@ -17,7 +17,6 @@ use crate::event::Effect;
 use crate::flush::Act;
 use crate::message::PeerMessage;
 use crate::raft::{Ctx, LossReason};
-use crate::replica::ORPHANED;
 use crate::turn::Turn;
 
 /// A replica that a start found out of order.
@@ -81,6 +80,7 @@ impl Fleet {
             self.uninit.remove(&range);
             turn.batch.put(keys::tombstone(range), encode_replica_id(next));
             turn.acts.push(Act::RemoveLog { range });
+            turn.effects.push(Effect::Flush);
             self.closing.insert(range);
         } else {
             self.forget_unborn(range, next, turn);
@@ -107,14 +107,11 @@ impl Fleet {
         }
     }
 
-    /// A replica without a leader for a minute may have been forgotten: it asks, and asks again after another minute.
+    /// A replica that heard no leader for a minute may have been forgotten: it asks, and asks again after another minute.
     pub(super) fn ask_if_orphaned(&mut self, ctx: &Ctx<'_>, range: RangeId, turn: &mut Turn) {
         let Some(replica) = self.replicas.get_mut(&range) else { return };
-        let led = replica.group.role().leader.is_some();
-        if led || replica.leaderless_since.is_none() {
-            replica.leaderless_since = (!led).then_some(ctx.mono);
-        } else if replica.leaderless_since.is_some_and(|since| ctx.mono.saturating_sub(since) >= ORPHANED) {
-            replica.leaderless_since = Some(ctx.mono);
+        if replica.asks_at().is_some_and(|at| ctx.mono >= at) {
+            replica.asked = ctx.mono;
             let key = replica.state.descriptor.span.start.clone();
             turn.effects.push(Effect::Confirm { range, key });
         }

@@ -372,6 +372,12 @@ impl Group {
         self.view().cached_bytes()
     }
 
+    /// When it last heard its leader, in monotonic time; `None` if it leads.
+    #[must_use]
+    pub(crate) fn heard_leader(&self) -> Option<Duration> {
+        (!self.is_leader()).then_some(self.elections.heard)
+    }
+
     /// Whether the applied configuration is the one that a descriptor stands for.
     #[must_use]
     pub(crate) fn conf_matches(&self, descriptor: &RangeDescriptor) -> bool {
