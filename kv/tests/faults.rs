@@ -1,5 +1,7 @@
 //! Random faults: whatever happens on the way, no acknowledged write is lost and none takes effect twice.
 
+#![allow(clippy::unwrap_used)]
+
 mod world;
 
 use std::collections::BTreeSet;
