@@ -90,6 +90,9 @@ pub struct StartArgs {
     /// How the log is written.
     #[arg(long, env = "FLOTILLA_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    /// For programs that start nodes: end when standard input closes, so that no node outlives who started it.
+    #[arg(long, hide = true)]
+    pub until_stdin_closes: bool,
     /// For tests: lets this node's wall clock be wrong by so many milliseconds.
     #[arg(long, env = "FLOTILLA_CLOCK_WRONG_BY_MS", hide = true, allow_hyphen_values = true, default_value_t = 0)]
     pub clock_wrong_by_ms: i64,

@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod demo;
 pub mod http;
 pub mod logs;
 pub mod peer;
