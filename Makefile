@@ -5,7 +5,12 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/flotilla/target
 export CC := ccache cc
 export CXX := ccache c++
 
-.PHONY: test lint build sim packages
+.PHONY: demo test lint build sim bench e2e e2e-failover e2e-idle packages
+
+# A cluster of NODES nodes on this machine, one of them killed under load; its last line tells what came of it.
+NODES ?= 3
+demo: build
+	@bin/flotilla demo --nodes $(NODES)
 
 test: packages
 	cargo test --release --workspace
@@ -15,13 +20,32 @@ lint: packages
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo test --release -p flotilla-xtask
 
+# The programs, linked into bin/.
 build: packages
-	cargo build --release --workspace
+	cargo build --release -p flotilla-node -p flotilla-bench -p flotilla-sim
+	@mkdir -p bin
+	@ln -sf $(CARGO_TARGET_DIR)/release/flotilla bin/flotilla
+	@ln -sf $(CARGO_TARGET_DIR)/release/flotilla-bench bin/flotilla-bench
 
 # Simulated clusters, one from each seed (docs/simulation.md).
 SEEDS ?= 1000
 sim: packages
 	cargo run --release -q -p flotilla-sim --bin flotilla-sim -- --seeds $(SEEDS)
+
+# Load on a cluster that runs; BENCH goes to the harness, as in BENCH="kv --clients 64".
+BENCH ?= --help
+bench: build
+	@bin/flotilla-bench $(BENCH)
+
+# Three processes, a client that knows only their addresses, and kill -9 (scripts/e2e). E2E goes to the script.
+e2e: build
+	@scripts/e2e/run load $(E2E)
+
+e2e-failover: build
+	@scripts/e2e/run failover $(E2E)
+
+e2e-idle: build
+	@scripts/e2e/run idle $(E2E)
 
 packages:
 	@scripts/install-packages

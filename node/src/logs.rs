@@ -20,3 +20,9 @@ pub fn start(format: LogFormat) {
         LogFormat::Json => logger.json().try_init(),
     };
 }
+
+/// Logs only what `RUST_LOG` asks for: for commands that speak for themselves.
+pub fn start_quiet() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("off"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

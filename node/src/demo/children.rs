@@ -90,7 +90,8 @@ impl Children {
 
     fn spawn(&self, n: usize) -> Result<Child, ChildError> {
         let program = std::env::current_exe().map_err(system("find this program"))?;
-        let log = OpenOptions::new().create(true).append(true).open(self.log(n)).map_err(system("open a node's log"))?;
+        let log =
+            OpenOptions::new().create(true).append(true).open(self.log(n)).map_err(system("open a node's log"))?;
         let errors = log.try_clone().map_err(system("open a node's log"))?;
         let peers: Vec<&str> = self.ports.iter().map(|ports| ports.peer.as_str()).collect();
         let ports = &self.ports[n];

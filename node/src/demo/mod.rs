@@ -118,7 +118,10 @@ async fn show(args: &DemoArgs, say: &mut Say) -> Result<(), DemoError> {
     let mut lost = 0;
     for address in nodes.client_addresses() {
         let missing = work::verify(address, &written.acknowledged).await?;
-        say.line(format!("through {address}: {} of them read back, {missing} missing", written.acknowledged.len() - missing));
+        say.line(format!(
+            "through {address}: {} of them read back, {missing} missing",
+            written.acknowledged.len() - missing
+        ));
         lost = lost.max(missing);
     }
     if lost == 0 {
@@ -187,12 +190,7 @@ async fn ranges(client: &Client) -> Result<Vec<messages::Range>, DemoError> {
 }
 
 /// Kills the node that leads most of the ranges written to, under load, and starts it again when all ranges go on.
-async fn kill_one(
-    nodes: &mut Children,
-    client: &Client,
-    work: &Work,
-    say: &mut Say,
-) -> Result<Vec<Gap>, DemoError> {
+async fn kill_one(nodes: &mut Children, client: &Client, work: &Work, say: &mut Say) -> Result<Vec<Gap>, DemoError> {
     let led = ranges(client).await?;
     let leads = |node: &usize| led.iter().filter(|range| range.leaseholder == Some(*node as u64 + 1)).count();
     let ids = nodes.node_ids(client).await?;

@@ -93,9 +93,8 @@ impl Work {
         // Answers that were under way at the kill are no sign of life.
         let alive = killed + Duration::from_millis(500);
         loop {
-            let silent = (0..self.shared.lanes.len()).find(|range| {
-                self.shared.lane(*range).at.last().is_none_or(|last| *last < alive)
-            });
+            let silent = (0..self.shared.lanes.len())
+                .find(|range| self.shared.lane(*range).at.last().is_none_or(|last| *last < alive));
             let Some(silent) = silent else { return Ok(()) };
             if killed.elapsed() > patience {
                 return Err(DemoError::Slow(format!("writes to {} succeed again", prefix(silent))));
