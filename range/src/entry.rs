@@ -4,8 +4,9 @@
 //!  version 1, CRC32C 4, term of evaluation 8, count 4, count × { request id 16, length 4, body }
 //! ```
 //! Numbers are big-endian. The checksum covers the range's id and everything behind it, so that an entry that ends up
-//! in another range's log is noticed. The proposer computes it, and every replica checks it before application: a mismatch
-//! loses one replica instead of making it differ in silence. `verify` is for the check before an append, which is to come.
+//! in another range's log is noticed. The proposer computes it; a follower checks it before the append, and drops the message
+//! that does not match; every replica checks it before application, where a mismatch loses it instead of making it differ in
+//! silence.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_types::{RangeId, RequestId, Term};

@@ -1,8 +1,8 @@
 //! What comes from other stores: checked, filtered, stepped.
 
 use bytes::Bytes;
-use flotilla_types::{ReplicaId, StoreId, Term};
-use raft::eraftpb::{Message, MessageType};
+use flotilla_types::{RangeId, ReplicaId, StoreId, Term};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{INVALID_ID, StateRole};
 
 use super::filter::{Verdict, View};
@@ -10,7 +10,17 @@ use super::group::Group;
 use super::support::Ctx;
 use super::types::LossReason;
 use super::wire;
+use crate::entry::verify;
 use crate::message::{Beat, BeatReply, Envelope};
+
+/// Whether an entry is what its proposer made. A new leader's own entry carries nothing.
+fn is_whole(range: RangeId, entry: &Entry) -> bool {
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => entry.data.is_empty() || verify(range, &entry.data).is_ok(),
+        // What the range makes of a membership change travels beside the library's own part.
+        EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => verify(range, &entry.context).is_ok(),
+    }
+}
 
 impl Group {
     /// Takes a message of the raft lane. Snapshots come by `receive_snapshot` alone.
@@ -30,6 +40,11 @@ impl Group {
         self.guard(ctx, |group| {
             let Some(message) = wire::parse(&envelope.message, group.config.message_bytes_max) else { return };
             let expected = (message.get_msg_type() == MessageType::MsgSnapshot) == snapshot;
+            if group.config.verify_entries && !message.entries.iter().all(|entry| is_whole(group.range, entry)) {
+                // The sender sends it again; what was damaged on its way does not reach the log.
+                tracing::warn!(range = %group.range, %from, "an entry's checksum does not match: its message is dropped");
+                return;
+            }
             if expected && message.from == envelope.from.0 && message.to == envelope.to.0 {
                 group.take(ctx, from, message, envelope.promised);
             }
@@ -133,5 +148,29 @@ impl Group {
             let promised = self.promise_is_active(ctx);
             self.elections.leader_spoke(ctx.mono, self.config.support_duration, promised);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Payload;
+
+    #[test]
+    fn an_entry_that_was_damaged_or_is_of_another_range_is_noticed() {
+        let data = Payload { term: Term(6), commands: Vec::new() }.encode(RangeId(7));
+        let mut entry = Entry { data: data.clone(), ..Entry::default() };
+        assert!(is_whole(RangeId(7), &entry));
+        assert!(!is_whole(RangeId(8), &entry));
+        let mut flipped = data.to_vec();
+        flipped[9] ^= 4;
+        entry.data = flipped.into();
+        assert!(!is_whole(RangeId(7), &entry));
+        assert!(is_whole(RangeId(7), &Entry::default()), "a new leader's own");
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry.context = data;
+        assert!(is_whole(RangeId(7), &entry));
+        entry.context = Bytes::new();
+        assert!(!is_whole(RangeId(7), &entry));
     }
 }

@@ -38,6 +38,8 @@ pub struct GroupConfig {
     pub rank_delay: Duration,
     /// Seeds the chance in election delays, together with range and replica.
     pub seed: u64,
+    /// Whether the checksums of entries are checked before they are appended. Off only in tests of the group alone.
+    pub verify_entries: bool,
     /// Largest serialized message that is parsed. Larger than any append that a leader sends.
     pub message_bytes_max: usize,
     /// Bytes of entries in one append.
@@ -59,6 +61,7 @@ impl Default for GroupConfig {
             support_duration: Duration::from_millis(2500),
             rank_delay: Duration::from_millis(100),
             seed: 0,
+            verify_entries: true,
             // The largest command (16 MiB of request) in one entry, with as much again for its envelope and batch.
             message_bytes_max: 48 << 20,
             append_bytes_max: 512 << 10,
