@@ -5,11 +5,14 @@
 //! ranges that something happened to, or whose time has come, are looked at.
 //!
 //! `snapshots` sends and installs them, `uninit` holds replicas that exist by name only, `peers` knows which stores share
-//! a range with this one. Reads need a supported lease; there is no read-index fallback.
+//! a range with this one, `sleep` and `sleepers` keep idle ranges at no cost. Reads need a supported lease; there is no
+//! read-index fallback.
 
 mod births;
 mod destroy;
 mod peers;
+mod sleep;
+mod sleepers;
 mod snapshots;
 mod truncate;
 mod uninit;
@@ -33,6 +36,8 @@ use crate::snapshot::{Incoming, Outgoing};
 use crate::turn::Turn;
 use destroy::Lost;
 use peers::Peers;
+pub(crate) use sleepers::Member;
+use sleepers::Sleepers;
 use uninit::Uninit;
 
 /// Settings of a fleet.
@@ -73,6 +78,8 @@ pub struct RangeStatus {
     pub truncated: LogIndex,
     /// It is out of order and waits to be replaced.
     pub is_lost: bool,
+    /// It sleeps: nothing is asked of it.
+    pub asleep: bool,
 }
 
 impl RangeStatus {
@@ -90,6 +97,7 @@ impl RangeStatus {
             last: replica.group.last().index,
             truncated: replica.group.truncated().index,
             is_lost: replica.group.lost().is_some(),
+            asleep: replica.slumber.asleep,
         }
     }
 }
@@ -124,6 +132,14 @@ pub struct Fleet {
     incoming: Incoming,
     peers: Peers,
     caches: CacheBudget,
+    sleepers: Sleepers,
+    /// Replicas that do not sleep, and those that lead.
+    awake: BTreeSet<RangeId>,
+    leaders: BTreeSet<RangeId>,
+    /// Somebody may rest on support that is gone, or came.
+    support_changed: bool,
+    /// No turn was made yet.
+    fresh: bool,
 }
 
 impl Fleet {
@@ -140,6 +156,7 @@ impl Fleet {
     ) -> Result<(Self, Vec<Effect>), BootError> {
         let outgoing = Outgoing::new(config.store, config.boot);
         let peers = Peers::new(config.store);
+        let sleepers = Sleepers::new(config.store);
         let mut fleet = Self {
             config,
             replicas: BTreeMap::new(),
@@ -160,6 +177,11 @@ impl Fleet {
             incoming: Incoming::default(),
             peers,
             caches: CacheBudget::default(),
+            sleepers,
+            awake: BTreeSet::new(),
+            leaders: BTreeSet::new(),
+            support_changed: false,
+            fresh: true,
         };
         let mut effects = Vec::new();
         let found = boot::find(engine, log.as_ref(), heads)?;
@@ -232,13 +254,20 @@ impl Fleet {
     /// When a turn is wanted although nothing happens.
     #[must_use]
     pub fn next_wake(&self) -> Option<Duration> {
-        self.wakes.first().map(|(at, _)| *at).into_iter().chain(self.outgoing.next_wake()).min()
+        let ranges = self.wakes.first().map(|(at, _)| *at);
+        ranges.into_iter().chain(self.outgoing.next_wake()).chain(self.sleepers.next_wake()).min()
     }
 
     /// How many ranges are led here.
     #[must_use]
     pub fn led(&self) -> usize {
-        self.replicas.values().filter(|replica| replica.group.role().role == Role::Leader).count()
+        self.leaders.len()
+    }
+
+    /// How many replicas sleep.
+    #[must_use]
+    pub fn asleep(&self) -> usize {
+        self.sleepers.len()
     }
 
     /// How many replicas live here.
@@ -263,9 +292,13 @@ impl Fleet {
     pub fn step(&mut self, events: Vec<Event>, now: Now, engine: &dyn Reader, support: &dyn Support) -> Vec<Effect> {
         let ctx = Ctx { now: now.hlc, mono: now.mono, support, may_campaign: !self.suspended && !self.draining };
         let mut turn = Turn::default();
+        if std::mem::take(&mut self.fresh) {
+            self.start_asleep(&ctx);
+        }
         for event in events {
             self.take(&ctx, event, engine, &mut turn);
         }
+        self.wake_sleepers(&ctx);
         self.wake_due(now.mono);
         for range in std::mem::take(&mut self.touched) {
             self.turn_of(&ctx, range, engine, &mut turn);
@@ -292,6 +325,7 @@ impl Fleet {
                     let error = RangeError::StoreNotServing { store: self.config.store, why };
                     return turn.effects.push(Effect::Reply { token, result: Err(error) });
                 }
+                self.wake_for(ctx, &request);
                 match self.replicas.get_mut(&range) {
                     Some(replica) => replica.request(ctx, token, request, &mut turn.effects),
                     None => {
@@ -308,10 +342,15 @@ impl Fleet {
                 }
             }
             Event::SupportLeft { peer, epoch } => {
-                self.each(|replica| replica.group.support_left(ctx, peer, epoch));
+                self.sleepers.support_left(peer, epoch);
+                self.support_changed = true;
+                self.each_awake(|replica| replica.group.support_left(ctx, peer, epoch));
             }
-            Event::SupportChanged => self.each(|replica| replica.group.support_changed(ctx)),
-            Event::Unreachable(store) => self.each(|replica| replica.group.unreachable(ctx, store)),
+            Event::SupportChanged => {
+                self.support_changed = true;
+                self.each_awake(|replica| replica.group.support_changed(ctx));
+            }
+            Event::Unreachable(store) => self.each_awake(|replica| replica.group.unreachable(ctx, store)),
             Event::Suspended(suspended) => {
                 self.suspended = suspended;
                 if suspended {
@@ -330,6 +369,7 @@ impl Fleet {
             Event::Pinned(ranges) => self.pinned(ctx, ranges, turn),
             Event::Drain => {
                 self.draining = true;
+                self.sleepers.wake_leaders();
                 self.touched.extend(self.replicas.keys());
             }
             // No range of this version waits for a hash or a full disk.
@@ -346,7 +386,17 @@ impl Fleet {
         }
     }
 
-    /// Rare events that concern every range.
+    /// Rare events that concern every range that does not sleep.
+    fn each_awake(&mut self, mut what: impl FnMut(&mut Replica)) {
+        for range in &self.awake {
+            if let Some(replica) = self.replicas.get_mut(range) {
+                what(replica);
+                self.touched.insert(*range);
+            }
+        }
+    }
+
+    /// Rarer ones, that concern every range.
     fn each(&mut self, mut what: impl FnMut(&mut Replica)) {
         self.replicas.values_mut().for_each(&mut what);
         self.touched.extend(self.replicas.keys());
@@ -363,6 +413,7 @@ impl Fleet {
             PeerMessage::Raft(envelope) => {
                 self.meet(ctx, envelope.range, envelope.to, engine, turn);
                 self.answer_removed(envelope.range, envelope.from, from, turn);
+                self.wake(ctx, envelope.range, false);
                 if let Some(group) = self.group(envelope.range) {
                     group.receive(ctx, from, &envelope);
                 }
@@ -370,21 +421,18 @@ impl Fleet {
             PeerMessage::Beats(beats) => {
                 for beat in &beats {
                     self.meet(ctx, beat.range, beat.to, engine, turn);
-                    if let Some(group) = self.group(beat.range) {
-                        group.receive_beat(ctx, from, beat);
-                    }
+                    self.beat(ctx, from, beat);
                     self.told_to_keep(ctx, beat, turn);
                 }
             }
             PeerMessage::BeatReplies(replies) => {
                 for reply in &replies {
-                    if let Some(group) = self.group(reply.range) {
-                        group.receive_beat_reply(ctx, from, reply);
-                    }
+                    self.beat_reply(ctx, from, reply);
                     self.compare(reply, turn);
                 }
             }
             PeerMessage::Release { range, replica, term } => {
+                self.wake(ctx, range, false);
                 if let Some(group) = self.group(range) {
                     group.receive_release(ctx, replica, term);
                 }
@@ -423,6 +471,7 @@ impl Fleet {
         for (_, reply) in &mut sends.beat_replies {
             (reply.applied, reply.sum) = (applied.pos.index, applied.sum);
         }
+        self.tell_sleep(ctx, range, &mut sends);
         if !sends.beats.is_empty() {
             let keep_from = self.keep_from(ctx, range);
             sends.beats.iter_mut().for_each(|(_, beat)| beat.keep_from = keep_from);
@@ -445,9 +494,12 @@ impl Fleet {
     }
 
     fn turn_of(&mut self, ctx: &Ctx<'_>, range: RangeId, engine: &dyn Reader, turn: &mut Turn) {
-        let Some(replica) = self.replicas.get_mut(&range) else { return self.turn_of_uninit(ctx, range, turn) };
+        if !self.replicas.contains_key(&range) {
+            return self.turn_of_uninit(ctx, range, turn);
+        }
+        self.tick(ctx, range);
+        let Some(replica) = self.replicas.get_mut(&range) else { return };
         replica.expire(ctx, &mut turn.effects);
-        replica.group.tick(ctx);
         replica.evaluate_granted(ctx, engine, &mut turn.effects);
         replica.leave_joint(ctx);
         if self.draining {
@@ -464,6 +516,7 @@ impl Fleet {
         }
         self.discard_refused(range, turn);
         self.ask_if_orphaned(ctx, range, turn);
+        self.settle(ctx, range);
         let Some(replica) = self.replicas.get_mut(&range) else { return self.caches.note(range, 0) };
         self.caches.note(range, replica.group.cached_bytes());
         if let Some(why) = replica.newly_lost() {

@@ -5,6 +5,7 @@
 
 mod changes;
 mod end;
+mod sleep;
 mod split;
 
 pub(crate) use split::write_records;
@@ -31,6 +32,7 @@ use crate::sums::Sums;
 use crate::timestamp_cache::TimestampCache;
 use crate::truncation::LogKeeping;
 use crate::turn::Turn;
+use sleep::Slumber;
 
 /// Requests that may hold latches or wait for them in one range: some rounds of consensus at full speed.
 const OPEN_MAX: usize = 4096;
@@ -87,6 +89,8 @@ pub(crate) struct Replica {
     pub(crate) keeping: LogKeeping,
     /// The loss of the group was told, and its callers were answered.
     loss_told: bool,
+    /// Whether it sleeps, and what it knows about that.
+    pub(crate) slumber: Slumber,
 }
 
 impl Replica {
@@ -110,6 +114,7 @@ impl Replica {
             sums: Sums::default(),
             keeping: LogKeeping::default(),
             loss_told: false,
+            slumber: Slumber::default(),
         }
     }
 
@@ -126,12 +131,15 @@ impl Replica {
     /// When a deadline or the group wants a turn.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
-        deadline.into_iter().chain(self.group.next_wake()).chain(self.asks_at()).min()
+        let group = self.group.next_wake().filter(|_| !self.slumber.asleep);
+        deadline.into_iter().chain(group).chain(self.asks_at()).min()
     }
 
     /// When it is to ask who owns its keys: it may have been removed without hearing of it.
     pub(crate) fn asks_at(&self) -> Option<Duration> {
-        Some(self.group.heard_leader()?.max(self.asked) + ORPHANED)
+        // Sleepers hear nothing as long as all is well.
+        let patience = if self.slumber.asleep && self.group.role().leader.is_some() { ORPHANED * 10 } else { ORPHANED };
+        Some(self.group.heard_leader()?.max(self.asked) + patience)
     }
 
     /// Admission and sequencing.
@@ -201,14 +209,17 @@ impl Replica {
     }
 
     fn not_leaseholder(&self) -> RangeError {
-        let leader = self.heir.or(self.leader_store());
-        RangeError::NotLeaseholder { range: self.state.descriptor.range, leader, term: self.group.role().term }
+        let term = self.group.term();
+        RangeError::NotLeaseholder { range: self.state.descriptor.range, leader: self.leader_store(), term }
     }
 
-    /// Where the leader lives, if one is known.
+    /// Who leads, as far as this replica knows. After a start it has not heard of the leader that it promised to.
     pub(crate) fn leader_store(&self) -> Option<StoreId> {
-        let leader = self.group.role().leader?;
-        self.state.descriptor.replica(leader).map(|leader| leader.store)
+        let leader = self.group.role().leader.or_else(|| {
+            let asleep = self.slumber.asleep;
+            self.group.promise().filter(|_| asleep).map(|promise| promise.leader_replica)
+        });
+        self.heir.or_else(|| self.state.descriptor.replica(leader?).map(|leader| leader.store))
     }
 
     /// Ends the requests whose time is over before they were proposed.

@@ -36,6 +36,9 @@ impl Fleet {
             turn.effects.push(Effect::Discard { files: arrival.files });
         }
         let Some(mut replica) = self.replicas.remove(&range) else { return };
+        self.sleepers.woke(range);
+        self.awake.remove(&range);
+        self.leaders.remove(&range);
         replica.group.lose(ctx, LossReason::Removed);
         replica.role_changed(replica.group.role(), &mut turn.effects);
         if self.peers.count(Some(&replica.state.descriptor), None) {
@@ -112,6 +115,9 @@ impl Fleet {
         let Some(replica) = self.replicas.get_mut(&range) else { return };
         if replica.asks_at().is_some_and(|at| ctx.mono >= at) {
             replica.asked = ctx.mono;
+            if replica.slumber.asleep && replica.group.follows_by_promise(ctx) {
+                return;
+            }
             let key = replica.state.descriptor.span.start.clone();
             turn.effects.push(Effect::Confirm { range, key });
         }

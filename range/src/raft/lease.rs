@@ -15,13 +15,15 @@ use super::types::AfterEnd;
 const TAKE_OVER: Duration = Duration::from_millis(500);
 
 /// The largest x such that a majority of the values is at or above it.
-pub(super) fn majority_value(mut values: Vec<Timestamp>) -> Timestamp {
+pub(crate) fn majority_value(mut values: Vec<Timestamp>) -> Timestamp {
     values.sort_unstable_by(|a, b| b.cmp(a));
     values.get(values.len() / 2).copied().unwrap_or(Timestamp::MAX)
 }
 
 impl Group {
-    pub(super) fn promise_is_active(&self, ctx: &Ctx<'_>) -> bool {
+    /// Whether the promise, durable or not, binds still.
+    #[must_use]
+    pub fn promise_is_active(&self, ctx: &Ctx<'_>) -> bool {
         self.promise.is_some_and(|promise| {
             let given = ctx.support.given(promise.leader_store);
             given.is_some_and(|given| given.active && given.epoch == promise.epoch)
@@ -141,10 +143,17 @@ impl Group {
             && self.promise_is_active(ctx)
     }
 
-    /// Whether a replica's promise counts in this term (leases 3.3).
+    /// The epoch that a replica's promise of this term names (leases 3.3); 0 without one.
+    #[must_use]
+    pub fn fortified(&self, replica: ReplicaId) -> u64 {
+        let known = self.tenure.fortified.get(&replica).filter(|_| self.is_leader());
+        known.copied().unwrap_or_default()
+    }
+
+    /// Whether a replica's promise counts in this term.
     #[must_use]
     pub fn is_fortified(&self, replica: ReplicaId) -> bool {
-        self.is_leader() && self.tenure.fortified.contains_key(&replica)
+        self.fortified(replica) != 0
     }
 
     /// Keeps term and vote, and clears the library's own vote refusal, which on an unticked follower would last for

@@ -30,6 +30,7 @@ mod types;
 mod wire;
 
 pub use group::Group;
+pub(crate) use lease::majority_value;
 pub use support::{Ctx, Given, Support};
 pub use types::{
     AfterEnd, GroupBoot, GroupConfig, GroupReady, LogRead, LossReason, Peer, Reader, Refused, Role, RoleState, Sends,

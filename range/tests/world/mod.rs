@@ -81,6 +81,13 @@ pub struct Node {
     written: u64,
 }
 
+impl Node {
+    /// Something happens to its fleet.
+    pub fn push(&mut self, event: Event) {
+        self.events.push(event);
+    }
+}
+
 /// A disk that reads nothing any more.
 struct Unreadable;
 
@@ -120,6 +127,8 @@ pub struct World {
     confirms: Vec<(StoreId, RangeId)>,
     /// How many snapshots were sent.
     pub snapshots: u32,
+    /// How many messages of ranges were sent.
+    pub range_messages: u32,
     /// What checks found.
     pub hashes: BTreeMap<(StoreId, RangeId, CheckId), ReplicaHash>,
 }
@@ -147,6 +156,7 @@ impl World {
             flushes: Vec::new(),
             confirms: Vec::new(),
             snapshots: 0,
+            range_messages: 0,
             hashes: BTreeMap::new(),
         };
         let first: Vec<_> = first.iter().map(|store| StoreId(*store)).collect();
@@ -259,6 +269,7 @@ impl World {
                         node.events.push(Event::Persisted(ticket));
                     }
                     Effect::Send { to, message } => {
+                        self.range_messages += 1;
                         self.network.push_back((store, to, hlc, Post::Range(message)));
                     }
                     Effect::Reply { token, result } => {
