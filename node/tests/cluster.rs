@@ -1,5 +1,7 @@
 //! Whole nodes in one process, over real sockets and disks, spoken to through the SDK.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test may unwrap as the test may")]
+
 use std::future::Future;
 use std::path::Path;
 use std::time::{Duration, Instant};
