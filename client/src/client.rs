@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flotilla_proto::v1;
 use flotilla_proto::v1::admin_client::AdminClient;
@@ -16,6 +16,9 @@ use crate::births::Births;
 use crate::call::{Answer, Bounds, Repeat, call};
 use crate::pool::Pool;
 use crate::{Error, Options};
+
+/// Between two questions for the cluster's time.
+const TIME_PAUSE: Duration = Duration::from_millis(50);
 
 /// A handle on a cluster. Clones share connections; a dropped last one closes them.
 #[derive(Clone)]
@@ -94,10 +97,20 @@ impl Client {
         if let Some(id) = self.resumed.or_else(|| self.shared.births.next()) {
             return Ok(id);
         }
-        // The cluster was not made yet when the client connected, so it had no time to tell.
-        let answer = status(&self.shared.pool, &self.shared.options, self.timeout).await?;
-        self.shared.births.learn(answer.timestamp.as_ref());
-        self.shared.births.next().ok_or(Error::BadAnswer { what: "a status without the cluster's time" })
+        // The cluster was not made yet when the client connected, or its node just starts: it has no time to tell.
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let answer = status(&self.shared.pool, &self.shared.options, self.timeout).await?;
+            self.shared.births.learn(answer.timestamp.as_ref());
+            if let Some(id) = self.shared.births.next() {
+                return Ok(id);
+            }
+            if Instant::now() >= deadline {
+                let why = "no node knows the cluster's time: was the cluster made ('flotilla init')?".to_owned();
+                return Err(Error::Unreachable { why });
+            }
+            tokio::time::sleep(TIME_PAUSE).await;
+        }
     }
 
     /// A call of the Kv service.

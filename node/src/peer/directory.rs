@@ -35,6 +35,8 @@ struct Known {
     member: Member,
     /// The highest start number it presented.
     boot: u32,
+    /// What the process of that start drew; 0 if none presented itself.
+    nonce: u64,
 }
 
 /// Why a node that presents itself is not believed.
@@ -56,13 +58,13 @@ pub enum Stranger {
         /// Who claims it.
         presented: StoreUuid,
     },
-    /// A copy of the directory was started later.
+    /// Another process uses a copy of the directory.
     #[error(
-        "store {store} was started {known} times as far as is known here, and a process presents start {presented}: the \
-         store directory was copied or restored from a backup, and another process uses the newer one. Never start two \
-         copies of a store directory; wipe this one and let the node join as a new one"
+        "{store} presents its start number {presented}, and start {known} of another process was seen already: the store \
+         directory was copied, or restored from a backup. Never start two copies of a store directory; wipe this one and \
+         let the node join as a new one"
     )]
-    OlderBoot {
+    Copy {
         /// The store.
         store: StoreId,
         /// The highest start seen.
@@ -99,6 +101,7 @@ struct Row {
     store: u64,
     uuid: String,
     boot: u32,
+    nonce: u64,
     peer_address: String,
     client_address: String,
     http_address: String,
@@ -134,7 +137,7 @@ impl Directory {
                     changed
                 }
                 _ => {
-                    state.members.insert(member.store, Known { member, boot: 0 });
+                    state.members.insert(member.store, Known { member, boot: 0, nonce: 0 });
                     true
                 }
             };
@@ -145,21 +148,22 @@ impl Directory {
         }
     }
 
-    /// A node presents itself: takes its start number and its addresses in.
+    /// A node presents itself: takes its start number, what its process drew, and its addresses in.
     ///
     /// # Errors
     /// It is not who it says.
-    pub fn present(&self, member: Member, boot: u32) -> Result<(), Stranger> {
+    pub fn present(&self, member: Member, boot: u32, nonce: u64) -> Result<(), Stranger> {
         let (store, presented) = (member.store, member.uuid);
         let mut state = self.state();
         let known = state.members.get_mut(&store).ok_or(Stranger::Unknown(store))?;
         if known.member.uuid != presented {
             return Err(Stranger::OtherDirectory { store, known: known.member.uuid, presented });
         }
-        if boot < known.boot {
-            return Err(Stranger::OlderBoot { store, known: known.boot, presented: boot });
+        let other = boot == known.boot && known.nonce != 0 && known.nonce != nonce;
+        if boot < known.boot || other {
+            return Err(Stranger::Copy { store, known: known.boot, presented: boot });
         }
-        let new = Known { member, boot };
+        let new = Known { member, boot, nonce };
         let changed = *known != new;
         *known = new;
         drop(state);
@@ -233,6 +237,7 @@ impl Directory {
                 store: store.0,
                 uuid: uuid.to_string(),
                 boot: known.boot,
+                nonce: known.nonce,
                 peer_address: contact.peer_address.clone(),
                 client_address: contact.client_address.clone(),
                 http_address: contact.http_address.clone(),
@@ -270,7 +275,9 @@ fn parse(bytes: &[u8]) -> Result<State, String> {
         };
         let uuid = row.uuid.parse().map_err(|error: flotilla_types::IdError| error.to_string())?;
         let store = StoreId(row.store);
-        state.members.insert(store, Known { member: Member { store, uuid, contact }, boot: row.boot });
+        state
+            .members
+            .insert(store, Known { member: Member { store, uuid, contact }, boot: row.boot, nonce: row.nonce });
     }
     if let Some(hex) = file.root {
         let bytes = unhex(&hex).ok_or("the root is not hexadecimal")?;
@@ -317,7 +324,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let directory = Directory::open(dir.path()).unwrap();
         directory.learn(vec![member(1, 1), member(2, 2)]);
-        directory.present(member(2, 2), 7).unwrap();
+        directory.present(member(2, 2), 7, 70).unwrap();
         directory.learn_root(root(3));
         directory.learn_root(root(2));
         directory.save().unwrap();
@@ -330,11 +337,13 @@ mod tests {
     fn a_number_belongs_to_one_directory_and_to_its_newest_start() {
         let dir = tempfile::tempdir().unwrap();
         let directory = Directory::open(dir.path()).unwrap();
-        assert!(matches!(directory.present(member(2, 2), 1), Err(Stranger::Unknown(_))));
+        assert!(matches!(directory.present(member(2, 2), 1, 10), Err(Stranger::Unknown(_))));
         directory.learn(vec![member(2, 2)]);
-        directory.present(member(2, 2), 5).unwrap();
-        assert!(matches!(directory.present(member(2, 9), 6), Err(Stranger::OtherDirectory { .. })));
-        assert!(matches!(directory.present(member(2, 2), 4), Err(Stranger::OlderBoot { .. })));
+        directory.present(member(2, 2), 5, 50).unwrap();
+        directory.present(member(2, 2), 5, 50).unwrap();
+        assert!(matches!(directory.present(member(2, 9), 6, 60), Err(Stranger::OtherDirectory { .. })));
+        assert!(matches!(directory.present(member(2, 2), 4, 40), Err(Stranger::Copy { .. })));
+        assert!(matches!(directory.present(member(2, 2), 5, 51), Err(Stranger::Copy { .. })), "the same start twice");
         directory.learn(vec![member(2, 2)]);
         assert_eq!(directory.boot(StoreId(2)), 5, "the registry does not know of starts");
     }

@@ -19,6 +19,8 @@ const FENCED: &str = "flotilla-fenced";
 pub(super) struct Me {
     pub(super) identity: Identity,
     pub(super) boot: u32,
+    /// Drawn at the start of the process.
+    pub(super) nonce: u64,
     pub(super) contact: Contact,
     pub(super) max_offset: Duration,
 }
@@ -37,6 +39,7 @@ impl Me {
             store_uuid: self.identity.uuid.0.to_vec().into(),
             store_id: self.identity.store.0,
             boot: self.boot,
+            nonce: self.nonce,
             contact: Some((&self.contact).into()),
             max_offset_ns: nanoseconds(self.max_offset),
         }
@@ -67,7 +70,7 @@ impl Me {
                  an address of another node leads here"
             )));
         }
-        match directory.present(Member { store, uuid, contact }, hello.boot) {
+        match directory.present(Member { store, uuid, contact }, hello.boot, hello.nonce) {
             Ok(()) => Ok(Caller { store, boot: hello.boot }),
             Err(stranger) => Err(refusal(&stranger)),
         }
@@ -89,7 +92,7 @@ pub(crate) fn check_offset(theirs_ns: u64, ours: Duration) -> Result<(), Status>
 pub(super) fn refusal(stranger: &Stranger) -> Status {
     let code = match stranger {
         Stranger::Unknown(_) => Code::Unavailable,
-        Stranger::OtherDirectory { .. } | Stranger::OlderBoot { .. } => Code::FailedPrecondition,
+        Stranger::OtherDirectory { .. } | Stranger::Copy { .. } => Code::FailedPrecondition,
     };
     let mut status = Status::new(code, stranger.to_string());
     if code == Code::FailedPrecondition {

@@ -119,7 +119,13 @@ impl Peers {
 
     /// This node's store runs: from now on peers are dialled and listened to.
     pub fn attach(self: &Arc<Self>, store: StoreHandle, contact: Contact) {
-        let me = Me { identity: store.identity(), boot: store.boot(), contact, max_offset: self.clock.max_offset() };
+        let me = Me {
+            identity: store.identity(),
+            boot: store.boot(),
+            nonce: rand::random(),
+            contact,
+            max_offset: self.clock.max_offset(),
+        };
         self.directory.learn(vec![me.member()]);
         // Set once: a node has one store.
         let _ = self.me.set(me);

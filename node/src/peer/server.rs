@@ -371,7 +371,7 @@ impl Peers {
         if caller.boot >= known {
             return Ok(());
         }
-        let stranger = super::directory::Stranger::OlderBoot { store: caller.store, known, presented: caller.boot };
+        let stranger = super::directory::Stranger::Copy { store: caller.store, known, presented: caller.boot };
         Err(refusal(&stranger))
     }
 }
