@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_node::store::{DirError, Failure, Opened, Space, SpaceProbe, StartError, StoreDir};
-use flotilla_types::{ClusterId, RangeError, StoreId};
+use flotilla_types::{ClusterId, RangeError, RangeId, StoreId};
 use world::{Cluster, config, put, start, store_dir};
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
@@ -78,11 +78,50 @@ async fn a_drained_store_leads_nothing() {
     let mut cluster = Cluster::start(3).await;
     cluster.write(put("k", "v")).await;
     let leader = cluster.leader().await;
-    let drained = cluster.drain(leader, Duration::from_secs(10)).await;
-    if drained {
-        assert_eq!(cluster.get("k").await, Some("v".to_owned()));
-        assert_ne!(cluster.leader().await, leader);
+    assert!(cluster.drain(leader, Duration::from_secs(20)).await, "every range has another voter to lead it");
+    assert_eq!(cluster.get("k").await, Some("v".to_owned()));
+    assert_ne!(cluster.leader().await, leader);
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_store_gets_its_replica_by_snapshot_and_keeps_it_over_a_kill() {
+    let mut cluster = Cluster::start(3).await;
+    let value = "v".repeat(50_000);
+    for n in 0..60 {
+        cluster.write(put(&format!("k{n:02}"), &value)).await;
     }
+    cluster.join(StoreId(4)).await;
+    cluster.move_to(world::USER, &[1, 2, 4]).await;
+    cluster.compare(world::USER, 1).await;
+    cluster.kill(StoreId(4)).await;
+    cluster.write(put("while", "away")).await;
+    cluster.restart(StoreId(4)).await;
+    cluster.move_to(world::USER, &[2, 3, 4]).await;
+    assert_eq!(cluster.get("while").await, Some("away".to_owned()));
+    assert_eq!(cluster.get("k59").await, Some(value));
+    cluster.compare(world::USER, 2).await;
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_range_comes_back_whole_on_every_store() {
+    let mut cluster = Cluster::start(3).await;
+    for n in 0..20 {
+        cluster.write(put(&format!("k{n:02}"), "old")).await;
+    }
+    let right = cluster.split(world::USER, "k10", 101).await;
+    assert_eq!(right.range, RangeId(101));
+    cluster.write_in(RangeId(101), put("k15", "new")).await;
+    for store in 1..=3 {
+        // The files of a running store: nothing of the cut is flushed in them, and the child's log is.
+        cluster.kill(StoreId(store)).await;
+        cluster.restart(StoreId(store)).await;
+        assert_eq!(cluster.get_in(RangeId(101), "k15").await, Some("new".to_owned()));
+        assert_eq!(cluster.get("k05").await, Some("old".to_owned()));
+    }
+    cluster.compare(world::USER, 1).await;
+    cluster.compare(RangeId(101), 1).await;
     cluster.close().await;
 }
 

@@ -10,6 +10,7 @@
 
 mod births;
 mod destroy;
+mod door;
 mod peers;
 mod sleep;
 mod sleepers;
@@ -115,6 +116,7 @@ pub struct Fleet {
     /// Log writes under way: which groups wait for them, with their number.
     writing: BTreeMap<Ticket, Vec<(RangeId, u64)>>,
     suspended: bool,
+    disk_full: bool,
     /// The process is about to stop: it leads nothing that another can lead.
     draining: bool,
     flush: AfterFlush,
@@ -166,6 +168,7 @@ impl Fleet {
             next_ticket: Ticket(1),
             writing: BTreeMap::new(),
             suspended: false,
+            disk_full: false,
             draining: false,
             flush: AfterFlush::default(),
             log: Arc::clone(&log),
@@ -320,9 +323,7 @@ impl Fleet {
             Event::Message { from, message } => self.message(ctx, from, message, engine, turn),
             Event::Request { token, request } => {
                 let range = request.range;
-                if self.suspended {
-                    let why = "its clock or its disk is not trusted at this moment".to_owned();
-                    let error = RangeError::StoreNotServing { store: self.config.store, why };
+                if let Some(error) = self.refusal(&request) {
                     return turn.effects.push(Effect::Reply { token, result: Err(error) });
                 }
                 self.wake_for(ctx, &request);
@@ -372,8 +373,9 @@ impl Fleet {
                 self.sleepers.wake_leaders();
                 self.touched.extend(self.replicas.keys());
             }
-            // No range of this version waits for a hash or a full disk.
-            Event::Hashed { .. } | Event::DiskFull(_) => {}
+            Event::DiskFull(full) => self.disk_full = full,
+            // The shell keeps the results for whoever compares them.
+            Event::Hashed { .. } => {}
         }
     }
 

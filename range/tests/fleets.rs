@@ -238,3 +238,19 @@ fn a_suspended_store_does_not_serve_what_waited_for_a_latch() {
         );
     }
 }
+
+#[test]
+fn a_full_disk_refuses_what_adds_data_and_lets_room_be_made() {
+    let mut world = World::new();
+    world.write(1, put("k", "v")).unwrap();
+    let leader = world.leader(USER).unwrap();
+    world.nodes.get_mut(&leader).unwrap().events.push(Event::DiskFull(true));
+    let put_more = Command::Write { id: RequestId::new(world.time.as_millis() as u64, 1, 2), write: put("more", "v") };
+    let token = world.ask(leader, put_more.clone());
+    world.run_until("an answer", |world| world.answers.contains_key(&token));
+    assert_eq!(world.answers[&token], Err(RangeError::DiskFull { store: leader }));
+    world.write(3, Write::Delete { key: user("k") }).unwrap();
+    assert_eq!(world.get("k"), None);
+    world.nodes.get_mut(&leader).unwrap().events.push(Event::DiskFull(false));
+    world.call(&put_more).unwrap();
+}

@@ -10,6 +10,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
@@ -118,7 +119,7 @@ impl DiskWatch {
     }
 
     /// Runs until `stop` is dropped.
-    pub(super) fn run(self, stop: &Receiver<()>, inbox: &Inbox, on_failure: &OnFailure) {
+    pub(super) fn run(self, stop: &Receiver<()>, inbox: &Inbox, shown: &AtomicBool, on_failure: &OnFailure) {
         let mut tight = false;
         loop {
             match self.look(tight) {
@@ -132,6 +133,7 @@ impl DiskWatch {
                         } else {
                             tracing::info!("the disk has room again");
                         }
+                        shown.store(tight, Ordering::Relaxed);
                         inbox.disk_full(tight);
                     }
                 }
@@ -146,7 +148,7 @@ impl DiskWatch {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use super::*;
 

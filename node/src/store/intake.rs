@@ -2,7 +2,7 @@
 //! snapshot only when all of it lies there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use flotilla_range::event::Event;
 use flotilla_range::message::SnapshotHeader;
 use flotilla_range::snapshot::intake::{self, Intake, file_prefix};
 use flotilla_storage::engine::Engine;
-use flotilla_types::RangeError;
+use flotilla_types::{RangeError, StoreId};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -39,16 +39,22 @@ pub enum IntakeError {
 
 /// Takes snapshots in. Shared by all transfers.
 pub(super) struct Incoming {
+    pub(super) store: StoreId,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) io: IoQueue,
     pub(super) bucket: Bucket,
     pub(super) open: AtomicUsize,
+    /// The disk has no room for another replica.
+    pub(super) tight: Arc<AtomicBool>,
 }
 
 impl Incoming {
     /// Admits a transfer, or says when to come again.
     pub(super) fn admit(self: Arc<Self>, header: SnapshotHeader) -> Result<SnapshotIntake, RangeError> {
+        if self.tight.load(Ordering::Relaxed) {
+            return Err(RangeError::DiskFull { store: self.store });
+        }
         let admitted =
             self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < INCOMING_MAX).then_some(n + 1));
         if admitted.is_err() {

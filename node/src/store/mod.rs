@@ -39,7 +39,7 @@ mod meters;
 mod outgoing;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -124,12 +124,15 @@ impl Store {
             Arc::clone(&inbox),
             config.snapshot_bytes_per_second,
         ));
+        let tight = Arc::new(AtomicBool::new(false));
         let incoming = Arc::new(intake::Incoming {
+            store: identity.store,
             engine: Arc::clone(&engine),
             inbox: Arc::clone(&inbox),
             io: io.clone(),
             bucket: Bucket::new(config.snapshot_bytes_per_second),
             open: AtomicUsize::new(0),
+            tight: Arc::clone(&tight),
         });
         let shared = Arc::new(Shared {
             identity,
@@ -166,7 +169,7 @@ impl Store {
         let (stop_disk, disk_stops) = bounded(0);
         store.stops.push(stop_disk);
         let (disk_inbox, disk_failure) = (Arc::clone(&inbox), on_failure.clone());
-        let watch = move || disk.run(&disk_stops, &disk_inbox, &disk_failure);
+        let watch = move || disk.run(&disk_stops, &disk_inbox, &tight, &disk_failure);
         store.workers.push(spawn("disk", on_failure, watch)?);
         let flusher = flusher::Flusher {
             engine: Arc::clone(&engine),

@@ -17,8 +17,8 @@ use flotilla_range::message::{PeerMessage, SnapshotHeader};
 use flotilla_storage::rocks::RocksOptions;
 use flotilla_storage::writer::LogPriority;
 use flotilla_types::{
-    ClusterId, Command, Key, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, Read, ReadAt, Reply,
-    RequestId, StoreId, Timestamp, Write, WriteResult, keys,
+    Admin, CheckId, ClusterId, Command, ConfTarget, Key, RangeDescriptor, RangeError, RangeId, RangeReply,
+    RangeRequest, Read, ReadAt, Reply, RequestId, StoreId, Timestamp, Write, WriteResult, keys,
 };
 
 /// The range of applications' keys after a bootstrap.
@@ -278,24 +278,91 @@ impl Cluster {
         write_to(&self.handles(), write).await;
     }
 
+    pub async fn write_in(&self, range: RangeId, write: Write) {
+        let request = RangeRequest { range, ..request(Command::Write { id: new_id(), write }) };
+        assert_eq!(ask(&self.handles(), request).await.reply, Reply::Write(WriteResult::Done));
+    }
+
+    pub async fn get_in(&self, range: RangeId, key: &str) -> Option<String> {
+        match ask(&self.handles(), RangeRequest { range, ..get_request(key) }).await.reply {
+            Reply::Get(row) => row.map(|row| String::from_utf8(row.value.to_vec()).unwrap()),
+            other => panic!("a get was answered with {other:?}"),
+        }
+    }
+
     pub async fn get(&self, key: &str) -> Option<String> {
         get_from(&self.handles(), key).await
     }
 
-    /// A request to whoever leads the applications' keys; panics with the first error of another kind.
-    pub async fn admin(&self, command: Command) -> Result<RangeReply, RangeError> {
-        let leader = self.leader().await;
+    /// A request to whoever leads a range, once.
+    pub async fn admin(&self, range: RangeId, command: Command) -> Result<RangeReply, RangeError> {
+        let leader = self.leader_of(range).await.store();
         let handle = self.wires.up.lock().unwrap()[&leader].clone();
-        handle.request(request(command)).await
+        handle.request(RangeRequest { range, timeout: Duration::from_secs(5), command }).await
+    }
+
+    /// Until the range lives on these stores alone.
+    pub async fn move_to(&self, range: RangeId, stores: &[u64]) {
+        let moved = async {
+            loop {
+                let leader = self.leader_of(range).await;
+                let Some(status) = leader.inspect_range(range).await else { continue };
+                let on: Vec<_> = status.descriptor.replicas.iter().map(|replica| replica.store.0).collect();
+                let sorted = {
+                    let mut on = on;
+                    on.sort_unstable();
+                    on
+                };
+                if sorted == stores && !status.descriptor.is_joint() {
+                    return;
+                }
+                let voters = stores.iter().copied().map(StoreId).collect();
+                let target = ConfTarget { voters, learners: Default::default() };
+                let generation = status.descriptor.generation;
+                let _ = self.admin(range, Command::Admin(Admin::ChangeReplicas { generation, target })).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, moved).await.unwrap();
+    }
+
+    /// Cuts the range of applications' keys that holds the key; gives the right half.
+    pub async fn split(&self, range: RangeId, key: &str, right: u64) -> RangeDescriptor {
+        let (key, right) = (keys::user(key.as_bytes()), RangeId(right));
+        let generation = self.leader_of(range).await.inspect_range(range).await.unwrap().descriptor.generation;
+        let reply = self.admin(range, Command::Admin(Admin::Split { generation, key, right })).await.unwrap();
+        let Reply::Admin(halves) = reply.reply else { panic!("not a split's answer") };
+        halves[1].clone()
+    }
+
+    /// Has all replicas of a range hashed, and compares.
+    pub async fn compare(&self, range: RangeId, check: u64) {
+        let check = CheckId(check);
+        self.admin(range, Command::Admin(Admin::Check { check })).await.unwrap();
+        let descriptor = self.leader_of(range).await.inspect_range(range).await.unwrap().descriptor;
+        let mut hashes = Vec::new();
+        for handle in self.handles() {
+            if descriptor.on_store(handle.store()).is_some() {
+                let deadline = handle.clock().mono() + PATIENCE;
+                hashes.push(handle.hash(range, check, deadline).await.unwrap());
+            }
+        }
+        assert!(hashes.iter().all(|hash| hash.hash == hashes[0].hash), "{range}: {hashes:?}");
+        assert_eq!(hashes.len(), descriptor.replicas.len());
     }
 
     /// Who leads the applications' keys.
     pub async fn leader(&self) -> StoreId {
+        self.leader_of(USER).await.store()
+    }
+
+    /// Who leads a range.
+    pub async fn leader_of(&self, range: RangeId) -> StoreHandle {
         let found = async {
             loop {
                 for handle in self.handles() {
-                    if handle.inspect_range(USER).await.is_some_and(|status| status.leads) {
-                        return handle.store();
+                    if handle.inspect_range(range).await.is_some_and(|status| status.leads) {
+                        return handle;
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
