@@ -12,6 +12,9 @@ use crate::{KvError, Router};
 
 /// Records read in one piece when many ranges are listed.
 const PAGE: u64 = 512;
+/// How long a hole in a listing is waited for: by then the leader of what is missing has written its record, if it can.
+const HOLE_PATIENCE: Duration = Duration::from_secs(2);
+const HOLE_PAUSE: Duration = Duration::from_millis(50);
 
 impl Router {
     /// The range at a place, from the cache or the records.
@@ -35,12 +38,23 @@ impl Router {
         self.read_record(Place::Of(key.clone()), deadline).await
     }
 
-    /// The ranges that overlap a span, in key order, as their records say now. While a split is being recorded its right
-    /// half may be missing.
+    /// The ranges that overlap a span, in key order, as their records say now. Records lag a moment behind a split: a
+    /// listing with a hole is read again, and given as it is if the hole stays.
     ///
     /// # Errors
     /// A record cannot be read.
     pub async fn ranges(&self, span: &KeySpan, deadline: Duration) -> Result<Vec<RangeDescriptor>, KvError> {
+        let patience = deadline.min(self.shared.clock.mono() + HOLE_PATIENCE);
+        loop {
+            let found = self.list(span, deadline).await?;
+            if is_whole(&found, span) || self.shared.clock.mono() >= patience {
+                return Ok(found);
+            }
+            self.pause(HOLE_PAUSE, patience).await;
+        }
+    }
+
+    async fn list(&self, span: &KeySpan, deadline: Duration) -> Result<Vec<RangeDescriptor>, KvError> {
         let mut found: Vec<RangeDescriptor> = Vec::new();
         let mut at = span.start.clone();
         while at < span.end {
@@ -50,11 +64,15 @@ impl Router {
             };
             let before = at.clone();
             for descriptor in page {
-                // A parent's record under its old end, already passed by its children's.
-                let stale = found.iter().rev().take(64).any(|known| known.range == descriptor.range);
                 at = at.max(descriptor.span.end.clone());
-                if !stale && descriptor.span.start < span.end {
-                    found.push(descriptor);
+                if descriptor.span.start >= span.end {
+                    continue;
+                }
+                match found.last_mut() {
+                    // The record of a parent that was cut, not overwritten yet, behind those of its parts.
+                    Some(last) if last.span.overlaps(&descriptor.span) && last.generation > descriptor.generation => {}
+                    Some(last) if last.span.overlaps(&descriptor.span) => *last = descriptor,
+                    _ => found.push(descriptor),
                 }
             }
             if at == before {
@@ -142,4 +160,11 @@ fn lookup_below(end: &Key) -> Option<KeySpan> {
 fn decode(row: &Row) -> Result<RangeDescriptor, KvError> {
     let decoded = RangeDescriptor::decode(&row.value);
     decoded.map_err(|error| KvError::Unavailable { range: None, why: format!("the record {}: {error}", row.key) })
+}
+
+/// Whether descriptors in key order leave nothing of a span out.
+fn is_whole(found: &[RangeDescriptor], span: &KeySpan) -> bool {
+    let starts = found.first().is_some_and(|first| first.span.start <= span.start);
+    let ends = found.last().is_some_and(|last| last.span.end >= span.end);
+    starts && ends && found.windows(2).all(|pair| pair[0].span.end == pair[1].span.start)
 }

@@ -284,3 +284,21 @@ fn ids_are_fresh_and_born_now() {
     assert!(ids[0] != ids[1] && ids[1] != ids[2]);
     assert!(ids[0].born_ms() >= 1_790_000_000_000);
 }
+
+#[test]
+fn a_listing_waits_a_moment_for_records_that_lag_and_then_tells_what_there_is() {
+    let world = World::new(1);
+    let router = world.router();
+    world.state().lagging = Some(Vec::new());
+    world.state().split(&key("m"));
+    // Only the parent's record is there: it covers all.
+    assert_eq!(world.run(router.ranges(&KeySpan::ALL, world.deadline(10))).unwrap().len(), 5);
+    // The left half's record alone leaves a hole.
+    world.state().record_first_lagging();
+    let before = flotilla_kv::Clock::mono(&world);
+    let ranges = world.run(router.ranges(&KeySpan::ALL, world.deadline(10))).unwrap();
+    assert_eq!(ranges.len(), 5, "{ranges:?}");
+    assert!(flotilla_kv::Clock::mono(&world) - before >= Duration::from_secs(2));
+    world.state().catch_up();
+    assert_eq!(world.run(router.ranges(&KeySpan::ALL, world.deadline(10))).unwrap().len(), 6);
+}

@@ -273,6 +273,16 @@ impl Fleet {
         self.sleepers.len()
     }
 
+    /// How many of them have another voter that could lead: what a drain waits for.
+    #[must_use]
+    pub fn led_with_heirs(&self) -> usize {
+        let led = self.replicas.values().filter(|replica| replica.group.role().role == Role::Leader);
+        let has_heir = |replica: &&Replica| {
+            replica.state.descriptor.voters_incoming().any(|voter| voter.store != self.config.store)
+        };
+        led.filter(has_heir).count()
+    }
+
     /// How many replicas live here.
     #[must_use]
     pub fn count(&self) -> usize {

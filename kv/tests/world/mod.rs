@@ -243,6 +243,12 @@ impl State {
         }
     }
 
+    /// Writes the oldest of the records that were held back.
+    pub fn record_first_lagging(&mut self) {
+        let first = self.lagging.as_mut().map(|lagging| lagging.remove(0));
+        first.iter().for_each(|descriptor| self.record(descriptor));
+    }
+
     pub fn range_of(&mut self, key: &Key) -> &mut FakeRange {
         self.ranges.iter_mut().find(|range| range.descriptor.span.contains(key)).unwrap()
     }

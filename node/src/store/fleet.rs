@@ -309,7 +309,7 @@ impl FleetLoop {
         }
         if !running.draining.is_empty() && running.drain_looked_at.elapsed() >= DRAIN_LOOK_EVERY {
             running.drain_looked_at = Instant::now();
-            if self.fleet.led() == 0 {
+            if self.fleet.led_with_heirs() == 0 {
                 running.draining.drain(..).for_each(|drained| {
                     let _ = drained.send(());
                 });
