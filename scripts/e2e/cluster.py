@@ -144,4 +144,4 @@ class Cluster:
         done = self.cli("debug", "checksum", "--json", "--host", host or self.addresses[0], check=False)
         if done.returncode != 0:
             raise Failed(f"replicas do not agree, or were not reached: {done.stdout[-2000:]} {done.stderr[-2000:]}")
-        return json.loads(done.stdout)
+        return [json.loads(line) for line in done.stdout.splitlines()]

@@ -64,6 +64,7 @@ class Progress:
         self.splits = splits
         self.acknowledged = set()
         self.retries = collections.Counter()
+        self.failure = None
         self.times = [[] for _ in range(len(splits) + 1)]
         self.lock = threading.Lock()
 
@@ -96,9 +97,13 @@ class Pace:
             self.done += 1
             self.condition.notify_all()
 
-    def wait(self, index):
+    def wait(self, index, stop):
         with self.condition:
-            self.condition.wait_for(lambda: index < self.allowed())
+            self.condition.wait_for(lambda: stop.is_set() or index < self.allowed())
+
+    def end(self):
+        with self.condition:
+            self.condition.notify_all()
 
 
 def write(nodes, work, pace, progress, stop, rate):
@@ -109,7 +114,7 @@ def write(nodes, work, pace, progress, stop, rate):
             index, key, value = work.get_nowait()
         except queue.Empty:
             return
-        pace.wait(index)
+        pace.wait(index, stop)
         if stop.is_set():
             return
         request_id = ids.next()
@@ -121,7 +126,9 @@ def write(nodes, work, pace, progress, stop, rate):
                 break
             except grpc.RpcError as error:
                 if error.code() not in RETRY:
-                    raise
+                    progress.failure = flotilla_grpc.reason(error)
+                    stop.set()
+                    return
                 progress.retry(flotilla_grpc.reason(error))
                 stop.wait(0.05)
         stop.wait(rate)
@@ -164,11 +171,13 @@ def leader_of(nodes, key):
     return None
 
 
-def kill_again_and_again(cluster, nodes, keys, kills, pace, stop):
+def kill_again_and_again(cluster, nodes, keys, kills, pace, progress, stop):
     """Kills the leader of one loaded range after the other, the next when the killed node serves again."""
     chance = random.Random(11)
     by_store = {attempt_status(node): process for node, process in zip(nodes, cluster.nodes)}
     for number in range(kills):
+        if progress.failure:
+            raise Failed(f"a writer met an error that no retry helps: {progress.failure}")
         key = keys[number % len(keys)]
         found = {}
         wait_for(f"a leader of the range of {key}", lambda: found.update(store=leader_of(nodes, key)) or found["store"])
@@ -241,10 +250,11 @@ def run(arguments, stores):
         for writer in writers:
             writer.start()
         samples = [b""] + splits
-        kill_again_and_again(cluster, nodes, samples, arguments.kills, pace, stop)
+        kill_again_and_again(cluster, nodes, samples, arguments.kills, pace, progress, stop)
         for writer in writers:
             writer.join(timeout=600)
         stop.set()
+        pace.end()
         gap = progress.longest_gap()
         for why, count in progress.retries.most_common(8):
             print(f"tried again {count} times: {why}")
@@ -258,6 +268,8 @@ def run(arguments, stores):
         f"kills={arguments.kills}",
         flush=True,
     )
+    if progress.failure:
+        raise Failed(f"a writer met an error that no retry helps: {progress.failure}")
     if strangers:
         raise Failed(f"{strangers} rows hold what nobody wrote")
     if any(writer.is_alive() for writer in writers):

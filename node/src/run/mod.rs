@@ -155,6 +155,10 @@ impl Node {
         let peers = Peers::new(Arc::clone(&directory), Arc::clone(&clock), message_bytes_max, on_fenced);
         let (desk, asked) = InitDesk::new();
         let site = NodeSite::new(Arc::clone(&clock), desk);
+        if let Opened::Store(dir) = &opened {
+            // Before the first client asks: who belongs to a cluster never says that it belongs to none.
+            site.belongs(dir.identity());
+        }
 
         let stop_services = CancellationToken::new();
         let (routes, health) = rpc::services(Arc::clone(&site) as Arc<dyn rpc::Site>, config.door).await?;
@@ -291,7 +295,7 @@ impl Life {
             }
         };
         let cluster = dir.identity().cluster;
-        self.site.init_desk().close(cluster);
+        self.site.belongs(dir.identity());
         let member = Member::start(dir, &self.config, &self.contact, &self.clock, &self.directory, &self.peers).await;
         if let Some(asker) = asker {
             let answer = member.as_ref().map(|_| cluster).map_err(|error| InitRefused::Failed(error.to_string()));

@@ -1,7 +1,7 @@
 //! The node as its public services see it, from the first moment to the last.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -14,7 +14,7 @@ use super::member::Member;
 use crate::clock::NodeClock;
 use crate::cluster::{Cluster, InitDesk, InitRefused};
 use crate::rpc::{self, Health, InitError, NodeView, ReplicaView, Site};
-use crate::store::StoreHandle;
+use crate::store::{Identity, StoreHandle};
 
 /// How often the health service is told how the node is.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
@@ -23,6 +23,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 pub(super) struct NodeSite {
     clock: Arc<NodeClock>,
     desk: Arc<InitDesk>,
+    /// Known before the store is open.
+    identity: OnceLock<Identity>,
     parts: ArcSwapOption<Parts>,
     stopping: AtomicBool,
 }
@@ -36,13 +38,22 @@ struct Parts {
 impl NodeSite {
     pub(super) fn new(clock: Arc<NodeClock>, desk: InitDesk) -> Arc<Self> {
         let parts = ArcSwapOption::empty();
-        Arc::new(Self { clock, desk: Arc::new(desk), parts, stopping: AtomicBool::new(false) })
+        let (identity, stopping) = (OnceLock::new(), AtomicBool::new(false));
+        Arc::new(Self { clock, desk: Arc::new(desk), identity, parts, stopping })
     }
 
     pub(super) fn init_desk(&self) -> &InitDesk {
         &self.desk
     }
 
+    /// The node belongs to a cluster; its store is about to be opened.
+    pub(super) fn belongs(&self, identity: Identity) {
+        // Set once: a node stays who it is.
+        let _ = self.identity.set(identity);
+        self.desk.close(identity.cluster);
+    }
+
+    /// The store is open.
     pub(super) fn is_member(&self, member: &Member) {
         let Member { store, router, cluster, .. } = member;
         let parts = Parts { store: store.clone(), router: router.clone(), cluster: Arc::clone(cluster) };
@@ -68,7 +79,7 @@ fn unavailable(why: String) -> KvError {
 
 impl Site for NodeSite {
     fn identity(&self) -> Option<(ClusterId, NodeId)> {
-        let identity = self.parts.load().as_ref().map(|parts| parts.store.identity())?;
+        let identity = self.identity.get()?;
         Some((identity.cluster, identity.store.into()))
     }
 
@@ -80,9 +91,12 @@ impl Site for NodeSite {
         if self.stopping.load(Ordering::Acquire) {
             return Some("this node stops".to_owned());
         }
-        if self.parts.load().is_none() {
+        if self.identity.get().is_none() {
             let how = "run 'flotilla init' on one node of a new cluster, once, or start this one with --join";
             return Some(format!("this node belongs to no cluster yet: {how}"));
+        }
+        if self.parts.load().is_none() {
+            return Some("its store is being opened; ask again".to_owned());
         }
         self.clock.now().err().map(|error| format!("this node does not serve at this moment: {error}"))
     }
