@@ -32,7 +32,7 @@ impl Default for RouterConfig {
     fn default() -> Self {
         Self {
             attempt_timeout: Duration::from_millis(1500),
-            admin_timeout: Duration::from_secs(20),
+            admin_timeout: Duration::from_secs(5),
             backoff_min: Duration::from_millis(10),
             backoff_max: Duration::from_millis(200),
             patience: Duration::from_secs(8),
