@@ -86,9 +86,8 @@ async fn what_is_written_is_read_swapped_batched_scanned_and_removed() {
     assert_eq!((met.swapped, met.actual), (false, Some(text("1"))));
     assert!(at.kv.compare_and_swap(swap(Some("1"), Some("2"))).await.unwrap().into_inner().swapped);
 
-    let put_op = |key: &str| v1::BatchOp {
-        op: Some(batch_op::Op::Put(v1::BatchPut { key: text(key), value: text("x") })),
-    };
+    let put_op =
+        |key: &str| v1::BatchOp { op: Some(batch_op::Op::Put(v1::BatchPut { key: text(key), value: text("x") })) };
     let delete_op = v1::BatchOp { op: Some(batch_op::Op::Delete(v1::BatchDelete { key: text("a") })) };
     let ops = vec![put_op("b"), put_op("c"), put_op("d"), delete_op];
     at.kv.batch(v1::BatchRequest { ops, request_id: None }).await.unwrap();
