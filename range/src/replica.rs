@@ -5,6 +5,7 @@
 
 mod changes;
 mod end;
+mod proposals;
 mod sleep;
 mod split;
 
@@ -27,11 +28,12 @@ use crate::entry::{EntryCommand, Payload};
 use crate::evaluate::{self, Evaluated, Failed};
 use crate::event::{Effect, Token};
 use crate::latches::{Access, LatchId, Latches};
-use crate::raft::{Ctx, Group, LossReason, Role, RoleState};
+use crate::raft::{Ctx, Group, LossReason, Refused, Role, RoleState};
 use crate::sums::Sums;
 use crate::timestamp_cache::TimestampCache;
 use crate::truncation::LogKeeping;
 use crate::turn::Turn;
+use proposals::{BREAKS_AFTER, Proposals, Proposed};
 use sleep::Slumber;
 
 /// Requests that may hold latches or wait for them in one range: some rounds of consensus at full speed.
@@ -40,6 +42,9 @@ const OPEN_MAX: usize = 4096;
 const CACHE_PIECES: usize = 4096;
 /// When a full range may be asked again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// Bytes of commands in one entry, unless a single one is larger; and how many a turn evaluates before others have theirs.
+const ENTRY_BYTES: usize = 1 << 20;
+const TURN_BYTES: usize = 4 << 20;
 
 /// A replica that hears of no leader for so long asks who owns its keys.
 const ORPHANED: Duration = Duration::from_secs(60);
@@ -49,13 +54,6 @@ struct Open {
     token: Token,
     request: RangeRequest,
     deadline: Duration,
-}
-
-/// A proposed command's caller.
-struct Proposed {
-    token: Token,
-    latch: LatchId,
-    reply: RangeReply,
 }
 
 /// A replica.
@@ -72,7 +70,9 @@ pub(crate) struct Replica {
     /// Open requests that hold their latches and wait to be evaluated in the next turn.
     granted: Vec<LatchId>,
     /// Commands in the log, by the entry that carries them.
-    proposed: BTreeMap<LogIndex, (Term, Vec<Proposed>)>,
+    proposed: Proposals,
+    /// Since when it leads without being able to serve.
+    unusable_since: Option<Duration>,
     /// Changes of the range itself that are in the log, by their entry.
     changing: BTreeMap<LogIndex, (Term, Token)>,
     /// The highest timestamp that a read was served at: the floor of the next term (leases 3.8).
@@ -105,7 +105,8 @@ impl Replica {
             open: BTreeMap::new(),
             deadlines: BTreeMap::new(),
             granted: Vec::new(),
-            proposed: BTreeMap::new(),
+            proposed: Proposals::default(),
+            unusable_since: None,
             changing: BTreeMap::new(),
             max_served: Timestamp::ZERO,
             heir: None,
@@ -132,7 +133,7 @@ impl Replica {
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
         let group = self.group.next_wake().filter(|_| !self.slumber.asleep);
-        deadline.into_iter().chain(group).chain(self.asks_at()).min()
+        deadline.into_iter().chain(self.proposed.next_deadline()).chain(group).chain(self.asks_at()).min()
     }
 
     /// When it is to ask who owns its keys: it may have been removed without hearing of it.
@@ -149,7 +150,7 @@ impl Replica {
         {
             return self.admin(ctx, token, admin.clone(), effects);
         }
-        let spans = match self.admit(&request) {
+        let spans = match self.admit(ctx, &request) {
             Ok(spans) => spans,
             Err(error) => return effects.push(Effect::Reply { token, result: Err(error) }),
         };
@@ -178,7 +179,7 @@ impl Replica {
         }
     }
 
-    fn admit(&self, request: &RangeRequest) -> Result<Vec<(KeySpan, Access)>, RangeError> {
+    fn admit(&self, ctx: &Ctx<'_>, request: &RangeRequest) -> Result<Vec<(KeySpan, Access)>, RangeError> {
         if let RangeCommand::Admin(admin) = &request.command {
             return self.admit_split(admin);
         }
@@ -191,6 +192,7 @@ impl Replica {
         if !self.state.descriptor.span.covers(&span) {
             return Err(self.mismatch(span));
         }
+        self.check_breaker(ctx, matches!(request.command, RangeCommand::Read { .. }))?;
         self.check_usable()?;
         if self.latches.len() >= OPEN_MAX {
             return Err(RangeError::Overloaded { queue: "the range's latches", retry_after: RETRY_AFTER });
@@ -202,6 +204,26 @@ impl Replica {
             RangeCommand::Write { .. } => vec![(span, Access::Write)],
             RangeCommand::Read { .. } | RangeCommand::Admin(_) => vec![(span, Access::Read)],
         })
+    }
+
+    /// Leases 6.5. Reads need the lease and nothing of the log.
+    fn check_breaker(&self, ctx: &Ctx<'_>, reads: bool) -> Result<(), RangeError> {
+        let range = self.state.descriptor.range;
+        let unusable = self.unusable_since.is_some_and(|since| ctx.mono.saturating_sub(since) >= BREAKS_AFTER);
+        let why = if unusable {
+            "its leader has had no lease that it may use for some seconds"
+        } else if !reads && self.proposed.are_stuck(ctx.mono) {
+            "its leader has committed nothing for some seconds: a quorum of its replicas does not answer"
+        } else {
+            return Ok(());
+        };
+        Err(RangeError::RangeUnavailable { range, why: why.to_owned() })
+    }
+
+    /// Looked at once a turn: how long a leader cannot serve.
+    fn watch_usable(&mut self, ctx: &Ctx<'_>) {
+        let unusable = self.group.role().role == Role::Leader && !self.group.usable();
+        self.unusable_since = unusable.then(|| self.unusable_since.unwrap_or(ctx.mono));
     }
 
     fn check_usable(&self) -> Result<(), RangeError> {
@@ -222,8 +244,13 @@ impl Replica {
         self.heir.or_else(|| self.state.descriptor.replica(leader?).map(|leader| leader.store))
     }
 
-    /// Ends the requests whose time is over before they were proposed.
+    /// Ends the requests whose time is over: what was not proposed was not done, what was is in doubt.
     pub(crate) fn expire(&mut self, ctx: &Ctx<'_>, effects: &mut Vec<Effect>) {
+        self.watch_usable(ctx);
+        for token in self.proposed.late(ctx.mono) {
+            let why = "the command is in the log and was not committed in time".to_owned();
+            effects.push(Effect::Reply { token, result: Err(RangeError::Ambiguous { why }) });
+        }
         while let Some(entry) = self.deadlines.first_entry()
             && entry.key().0 <= ctx.mono
         {
@@ -233,31 +260,51 @@ impl Replica {
         }
     }
 
-    /// Evaluates all requests that hold their latches, and proposes what they write as one entry.
+    /// Evaluates the requests that hold their latches, and proposes what they write, many in an entry. What is too much for
+    /// one turn waits for the next.
     pub(crate) fn evaluate_granted(&mut self, ctx: &Ctx<'_>, engine: &dyn Reader, effects: &mut Vec<Effect>) {
         self.propose_lease_start(ctx);
         let (mut commands, mut callers) = (Vec::new(), Vec::new());
-        for latch in std::mem::take(&mut self.granted) {
-            let Some(open) = self.open.get(&latch) else { continue };
-            let request = open.request.clone();
-            if let RangeCommand::Admin(admin) = &request.command {
-                self.split(ctx, latch, admin, effects);
+        let (mut entry, mut turn) = (0, 0);
+        let mut granted = std::mem::take(&mut self.granted).into_iter();
+        while turn < TURN_BYTES
+            && let Some(latch) = granted.next()
+        {
+            // Taken out and not copied: values are large.
+            let Some(open) = self.open.remove(&latch) else { continue };
+            if let RangeCommand::Admin(admin) = &open.request.command {
+                let admin = admin.clone();
+                self.open.insert(latch, open);
+                self.split(ctx, latch, &admin, effects);
                 continue;
             }
-            match self.evaluate(ctx, engine, &request) {
-                Ok(Evaluated::Answer(reply)) => self.answer(latch, Ok(reply), effects),
+            self.deadlines.remove(&(open.deadline, latch));
+            let result = match self.evaluate(ctx, engine, &open.request) {
                 Ok(Evaluated::Propose(versions, reply)) => {
-                    let RangeCommand::Write { id, .. } = request.command else { continue };
-                    commands.push(EntryCommand { request: id, body: Command::Write(versions).encode() });
-                    callers.extend(self.close(latch).map(|token| Proposed { token, latch, reply }));
+                    let RangeCommand::Write { id, .. } = open.request.command else { continue };
+                    let body = Command::Write(versions).encode();
+                    if entry > 0 && entry + body.len() > ENTRY_BYTES {
+                        self.propose(ctx, std::mem::take(&mut commands), std::mem::take(&mut callers), effects);
+                        entry = 0;
+                    }
+                    entry += body.len();
+                    turn += body.len();
+                    commands.push(EntryCommand { request: id, body });
+                    callers.push(Proposed { token: Some(open.token), latch, reply, deadline: open.deadline });
+                    continue;
                 }
-                Err(Failed::Answer(error)) => self.answer(latch, Err(error), effects),
+                Ok(Evaluated::Answer(reply)) => Ok(reply),
+                Err(Failed::Answer(error)) => Err(error),
                 Err(Failed::Engine(why)) => {
-                    self.answer(latch, Err(self.not_leaseholder()), effects);
                     self.group.lose(ctx, LossReason::Boot(why));
+                    Err(self.not_leaseholder())
                 }
-            }
+            };
+            effects.push(Effect::Reply { token: open.token, result });
+            self.release(latch);
         }
+        // Before those whose latches came free meanwhile.
+        self.granted = granted.chain(std::mem::take(&mut self.granted)).collect();
         if !commands.is_empty() {
             self.propose(ctx, commands, callers, effects);
         }
@@ -340,16 +387,19 @@ impl Replica {
     ) {
         let payload = Payload { term: self.group.term(), commands };
         match self.group.propose(ctx, payload.encode(self.state.descriptor.range)) {
-            Ok(pos) => {
-                self.proposed.insert(pos.index, (pos.term, callers));
-            }
+            Ok(pos) => self.proposed.insert(pos.index, pos.term, ctx.mono, callers),
             Err(refused) => {
                 // Nothing was appended, so nothing was done.
-                let why = refused.to_string();
+                let error = match refused {
+                    Refused::Full => RangeError::Overloaded {
+                        queue: "the range's commands that wait for a quorum",
+                        retry_after: RETRY_AFTER,
+                    },
+                    _ => self.not_leaseholder(),
+                };
                 for caller in callers {
-                    let range = self.state.descriptor.range;
-                    let result = Err(RangeError::RangeUnavailable { range, why: why.clone() });
-                    effects.push(Effect::Reply { token: caller.token, result });
+                    let result = Err(error.clone());
+                    effects.extend(caller.token.map(|token| Effect::Reply { token, result }));
                     self.release(caller.latch);
                 }
             }
@@ -402,7 +452,7 @@ impl Replica {
     }
 
     fn reply_applied(&mut self, entry: &LogEntry, accepted: bool, replies: &mut Vec<Effect>) {
-        let Some((term, callers)) = self.proposed.remove(&entry.pos.index) else { return };
+        let Some((term, callers)) = self.proposed.remove(entry.pos.index) else { return };
         for caller in callers {
             let result = if term == entry.pos.term && accepted {
                 Ok(caller.reply)
@@ -410,7 +460,7 @@ impl Replica {
                 // Another entry took the place, or the term had ended: this one was not done and never will be.
                 Err(self.not_leaseholder())
             };
-            replies.push(Effect::Reply { token: caller.token, result });
+            replies.extend(caller.token.map(|token| Effect::Reply { token, result }));
             self.release(caller.latch);
         }
     }
@@ -428,11 +478,10 @@ impl Replica {
         if role.role == Role::Leader {
             return;
         }
-        for (_, callers) in std::mem::take(&mut self.proposed).into_values() {
-            for caller in callers {
-                let why = "leadership moved while the command was in the log".to_owned();
-                effects.push(Effect::Reply { token: caller.token, result: Err(RangeError::Ambiguous { why }) });
-            }
+        for caller in self.proposed.drain() {
+            let why = "leadership moved while the command was in the log".to_owned();
+            let result = Err(RangeError::Ambiguous { why });
+            effects.extend(caller.token.map(|token| Effect::Reply { token, result }));
         }
         for (_, token) in std::mem::take(&mut self.changing).into_values() {
             let why = "leadership moved while the change was in the log".to_owned();

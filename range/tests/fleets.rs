@@ -254,3 +254,24 @@ fn a_full_disk_refuses_what_adds_data_and_lets_room_be_made() {
     world.nodes.get_mut(&leader).unwrap().events.push(Event::DiskFull(false));
     world.call(&put_more).unwrap();
 }
+
+#[test]
+fn a_leader_without_followers_says_so_at_once_and_calls_what_is_in_the_log_in_doubt() {
+    let mut world = World::new();
+    world.write(1, put("k", "1")).unwrap();
+    let leader = world.leader(USER).unwrap();
+    // Liveness goes on, so that it stays leader for a while; what it appends reaches nobody.
+    world.cut_ranges = world.nodes.keys().filter(|store| **store != leader).map(|store| (leader, *store)).collect();
+    let write = |n: u32| Command::Write { id: RequestId::new(START.as_millis() as u64, 2, n), write: put("k", "2") };
+    let first = world.ask(leader, write(1));
+    let asked = world.time;
+    world.run_until("an answer", |world| world.answers.contains_key(&first));
+    assert!(matches!(world.answers[&first], Err(RangeError::Ambiguous { .. })), "{:?}", world.answers[&first]);
+    assert!(world.time - asked <= Duration::from_millis(3100), "{:?}", world.time - asked);
+    let second = world.ask(leader, write(2));
+    world.tick();
+    assert!(matches!(world.answers.get(&second), Some(Err(RangeError::RangeUnavailable { .. }))));
+    world.cut_ranges.clear();
+    assert_eq!(world.write(3, put("k", "3")), Ok(WriteResult::Done));
+    assert_eq!(text(world.get("k")), Some("3".to_owned()));
+}

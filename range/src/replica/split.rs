@@ -3,6 +3,8 @@
 //! The cut waits for every command on the right half and keeps its latch until it is applied: no read of that half is
 //! served between the evaluation, which notes how high reads went, and the first lease of the child, which begins above.
 
+use std::time::Duration;
+
 use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::state::encode_replica_id;
@@ -70,8 +72,9 @@ impl Replica {
         let data = self.alone(&Command::Split { left, right, floor });
         match self.group.propose(ctx, data) {
             Ok(pos) => {
-                let caller = self.close(latch).map(|token| Proposed { token, latch, reply });
-                self.proposed.insert(pos.index, (pos.term, caller.into_iter().collect()));
+                let deadline = self.open.get(&latch).map_or(Duration::MAX, |open| open.deadline);
+                let token = self.close(latch);
+                self.proposed.insert(pos.index, pos.term, ctx.mono, vec![Proposed { token, latch, reply, deadline }]);
                 // A follower that heard of the cut only with the next write would leave the child without a quorum.
                 self.group.tell_commits_at_once(true);
             }

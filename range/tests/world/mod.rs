@@ -111,6 +111,8 @@ pub struct World {
     disks: BTreeMap<StoreId, (MemoryEngine, Arc<MemoryLog>)>,
     network: VecDeque<(StoreId, StoreId, Timestamp, Post)>,
     pub cut: BTreeSet<(StoreId, StoreId)>,
+    /// Cut for ranges alone: liveness goes through.
+    pub cut_ranges: BTreeSet<(StoreId, StoreId)>,
     pub answers: BTreeMap<Token, Result<RangeReply, RangeError>>,
     next_token: u64,
     /// A store whose engine answers every read with an error.
@@ -147,6 +149,7 @@ impl World {
             disks: BTreeMap::new(),
             network: VecDeque::new(),
             cut: BTreeSet::new(),
+            cut_ranges: BTreeSet::new(),
             answers: BTreeMap::new(),
             next_token: 0,
             unreadable: None,
@@ -385,6 +388,7 @@ impl World {
                     let (id, whole) = (header.id, self.receive(to, header, &frames));
                     self.nodes.get_mut(&from).unwrap().events.push(Event::SnapshotSent { id, delivered: whole });
                 }
+                Post::Range(_) if self.cut_ranges.contains(&(from, to)) => {}
                 Post::Range(message) => node.events.push(Event::Message { from, message }),
                 Post::Liveness(message) => self.liveness(to, LivenessEvent::Message { from, sent, message }),
             }
