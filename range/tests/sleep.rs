@@ -10,6 +10,8 @@ use flotilla_range::event::Event;
 use flotilla_types::{Command, Read, ReadAt, StoreId, WriteResult};
 use world::{USER, World, put, text, user};
 
+const RANGES: usize = 4_000;
+
 fn pass(world: &mut World, time: Duration) {
     let until = world.time + time;
     while world.time < until {
@@ -157,4 +159,40 @@ fn sleep_replies_that_are_lost_only_delay_it() {
     world.cut.clear();
     world.run_until("all ranges sleep", all_asleep);
     assert_eq!(text(world.get("k")), Some("1".to_owned()));
+}
+
+#[test]
+fn thousands_of_idle_ranges_cost_three_stores_next_to_nothing_and_a_dead_store_wakes_only_what_it_led() {
+    let mut world = World::with_ranges(RANGES as u64);
+    let all = |world: &World, stores: &[u64]| {
+        stores.iter().map(|store| &world.nodes[&StoreId(*store)]).all(|node| {
+            node.fleet.asleep() == node.fleet.count() && node.fleet.status().iter().all(|range| range.leader.is_some())
+        })
+    };
+    for _ in 0..40 {
+        pass(&mut world, Duration::from_secs(1));
+        if all(&world, &[1, 2, 3]) {
+            break;
+        }
+    }
+    assert!(all(&world, &[1, 2, 3]), "all sleep, and know who leads");
+    let led: Vec<_> = world.nodes.values().map(|node| node.fleet.led()).collect();
+    assert_eq!(led.iter().sum::<usize>(), RANGES + 5, "{led:?}");
+    let (sent, began) = (world.range_messages, std::time::Instant::now());
+    pass(&mut world, Duration::from_secs(20));
+    let took = began.elapsed();
+    assert_eq!(world.range_messages, sent);
+    // With debug assertions off this is about a thousandth of a core; the bound leaves room for a busy machine.
+    assert!(took < Duration::from_secs(1), "20 s of idleness took {took:?}: more than 5 % of a core");
+    println!("20 s of idleness of 3 x {RANGES} replicas: {took:?}");
+    world.kill(StoreId(1));
+    let mut most_awake = 0;
+    for _ in 0..40 {
+        pass(&mut world, Duration::from_millis(250));
+        let node = &world.nodes[&StoreId(2)].fleet;
+        most_awake = most_awake.max(node.count() - node.asleep());
+    }
+    assert!(most_awake <= led[0] + 200, "{most_awake} ranges woke; the dead store led {}", led[0]);
+    let led: usize = [2, 3].iter().map(|store| world.nodes[&StoreId(*store)].fleet.led()).sum();
+    assert_eq!(led, RANGES + 5);
 }

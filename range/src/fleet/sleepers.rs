@@ -268,9 +268,9 @@ fn quorum_until(crew: &[Member], own: StoreId, support: &dyn Support) -> Timesta
 /// Alive now, in another epoch of its support or another boot than when the range fell asleep: it lacks the range's
 /// promise, or does not know its leader.
 fn is_back(member: &Member, now: Timestamp, support: &dyn Support) -> bool {
-    let Some(given) = support.given(member.store).filter(|given| given.active) else { return false };
-    let renewed = support.received_until(member.store, member.epoch) <= now || given.epoch >> 32 != member.boot;
-    support.is_supported_by(member.store) && renewed
+    let given = support.given(member.store).filter(|given| given.active);
+    let started = given.is_some_and(|given| given.epoch >> 32 != member.boot);
+    support.is_supported_by(member.store) && (started || support.received_until(member.store, member.epoch) <= now)
 }
 
 #[cfg(test)]

@@ -152,6 +152,7 @@ impl Replica {
     }
 }
 
+/// In whatever direction: a store that has no state of any common range yet supports, and does not ask for support.
 fn is_live(ctx: &Ctx<'_>, store: StoreId) -> bool {
-    ctx.support.given(store).is_some_and(|given| given.active)
+    ctx.support.is_supported_by(store) || ctx.support.given(store).is_some_and(|given| given.active)
 }

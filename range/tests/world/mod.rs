@@ -12,18 +12,23 @@ use flotilla_range::boot::bootstrap;
 use flotilla_range::check::hash;
 use flotilla_range::event::{Effect, Event, FlushMark, Now, Token};
 use flotilla_range::fleet::{Fleet, FleetConfig};
-use flotilla_range::liveness::{Liveness, LivenessConfig, LivenessEffect, LivenessEvent, LivenessMessage, LivenessNow};
+use flotilla_range::liveness::{
+    Liveness, LivenessConfig, LivenessEffect, LivenessEvent, LivenessMessage, LivenessNow, SupportView,
+};
 use flotilla_range::message::{PeerMessage, SnapshotHeader};
 use flotilla_range::raft::{GroupConfig, LogRead};
 use flotilla_range::snapshot::frames::FrameWriter;
 use flotilla_range::snapshot::intake::{Intake, install};
-use flotilla_storage::engine::{Cursor, Engine, EngineError, Reader};
+use flotilla_storage::engine::{Cursor, Engine, EngineError, Reader, WriteBatch};
+use flotilla_storage::keys::RangeRecord;
 use flotilla_storage::log::{LogBatch, LogEntry, LogOp, LogStore, ReadLogError};
 use flotilla_storage::memory::MemoryEngine;
 use flotilla_storage::memory_log::MemoryLog;
+use flotilla_storage::state::{Applied, LeaseState, encode_replica_id};
 use flotilla_types::{
-    Admin, CheckId, Command, ConfTarget, Hlc, Key, LogIndex, RangeDescriptor, RangeError, RangeId, RangeReply,
-    RangeRequest, Read, ReadAt, ReplicaHash, Reply, RequestId, StoreId, Timestamp, Write, WriteResult, keys,
+    Admin, CheckId, Command, ConfTarget, Generation, Hlc, Key, KeySpan, LogIndex, RangeDescriptor, RangeError, RangeId,
+    RangeReply, RangeRequest, Read, ReadAt, ReplicaDescriptor, ReplicaHash, ReplicaId, ReplicaKind, Reply, RequestId,
+    StoreId, Timestamp, Write, WriteResult, keys,
 };
 
 pub const USER: RangeId = RangeId(5);
@@ -75,6 +80,8 @@ pub struct Node {
     liveness: Liveness,
     clock: Hlc,
     pub(crate) events: Vec<Event>,
+    /// The picture of liveness that its fleet last heard of.
+    told: Arc<SupportView>,
     boot: u32,
     pub down: bool,
     /// Engine changes of this boot.
@@ -141,8 +148,17 @@ impl World {
         Self::with(&[1, 2, 3], 3)
     }
 
+    /// Three stores with all ranges on each, the users' keys cut into many.
+    pub fn with_ranges(ranges: u64) -> Self {
+        Self::build(&[1, 2, 3], 3, ranges)
+    }
+
     /// The ranges begin on the named stores, of as many as there are.
     pub fn with(first: &[u64], stores: u64) -> Self {
+        Self::build(first, stores, 0)
+    }
+
+    fn build(first: &[u64], stores: u64, extra: u64) -> Self {
         let mut world = Self {
             time: START,
             nodes: BTreeMap::new(),
@@ -165,7 +181,11 @@ impl World {
         let first: Vec<_> = first.iter().map(|store| StoreId(*store)).collect();
         for store in (1..=stores).map(StoreId) {
             let (engine, log) = (MemoryEngine::new(), Arc::new(MemoryLog::new()));
-            let (batch, ops) = if first.contains(&store) { bootstrap(&first, store) } else { Default::default() };
+            let (mut batch, mut ops) =
+                if first.contains(&store) { bootstrap(&first, store) } else { Default::default() };
+            if extra > 0 {
+                cut(&mut batch, &mut ops, &first, store, extra);
+            }
             engine.write(&batch).unwrap();
             engine.flush().unwrap();
             log.write(&LogBatch { ops }).unwrap();
@@ -186,7 +206,8 @@ impl World {
         let liveness = Liveness::restore(TIMES, boot, phase, &log.metas(), now).unwrap();
         let clock = Hlc::starting_at(liveness.bound(), Duration::from_millis(250));
         engine.discard_ssts("").unwrap();
-        let node = Node { fleet, liveness, clock, events: Vec::new(), boot, down: false, written: 0 };
+        let node =
+            Node { fleet, liveness, clock, events: Vec::new(), told: Arc::default(), boot, down: false, written: 0 };
         self.nodes.insert(store, node);
         for effect in effects {
             match effect {
@@ -355,7 +376,12 @@ impl World {
         for store in &up {
             self.liveness(*store, LivenessEvent::FleetTurned);
             self.liveness(*store, LivenessEvent::Tick);
-            self.nodes.get_mut(store).unwrap().events.push(Event::SupportChanged);
+            let node = self.nodes.get_mut(store).unwrap();
+            let view = node.liveness.view(node.clock.peek(self.time));
+            if !view.tells_the_same(&node.told) {
+                node.events.push(Event::SupportChanged);
+                node.told = view;
+            }
             self.fleet(*store);
         }
         for store in std::mem::take(&mut self.flushes) {
@@ -488,7 +514,7 @@ impl World {
             let done = self.descriptor().is_some_and(|descriptor| {
                 let mut stores: Vec<_> = descriptor.replicas.iter().map(|replica| replica.store.0).collect();
                 stores.sort_unstable();
-                let full = descriptor.replicas.iter().all(|r| r.kind == flotilla_types::ReplicaKind::Voter);
+                let full = descriptor.replicas.iter().all(|r| r.kind == ReplicaKind::Voter);
                 full && stores == voters
             });
             if done {
@@ -505,6 +531,37 @@ impl World {
         match self.call(&Command::Read { at: ReadAt::Leaseholder, read }) {
             Ok(Reply::Get(row)) => row.map(|row| row.value),
             other => panic!("a get was answered with {other:?}"),
+        }
+    }
+}
+
+/// Cuts the users' range before it begins to live.
+fn cut(batch: &mut WriteBatch, ops: &mut Vec<LogOp>, stores: &[StoreId], here: StoreId, pieces: u64) {
+    let replicas: Vec<_> = stores
+        .iter()
+        .zip(1..)
+        .map(|(store, id)| ReplicaDescriptor { replica: ReplicaId(id), store: *store, kind: ReplicaKind::Voter })
+        .collect();
+    let me = replicas.iter().find(|replica| replica.store == here).unwrap().replica;
+    let LogOp::Create { trunc, hard, .. } = ops[0].clone() else { panic!("a bootstrap creates ranges") };
+    let bound = |n: u64| if n > pieces { Key::MAX } else { user(&format!("{n:08}")) };
+    for n in 0..=pieces {
+        let range = if n == 0 { USER } else { RangeId(1000 + n) };
+        let start = if n == 0 { keys::USER } else { bound(n) };
+        let descriptor = RangeDescriptor {
+            range,
+            span: KeySpan { start, end: bound(n + 1) },
+            generation: Generation(1),
+            replicas: replicas.iter().copied().collect(),
+            next_replica: ReplicaId(replicas.len() as u64 + 1),
+        };
+        let record = |record| flotilla_storage::keys::range_record(range, record);
+        batch.put(record(RangeRecord::Descriptor), descriptor.encode());
+        batch.put(record(RangeRecord::Applied), Applied { pos: trunc, ..Applied::default() }.encode());
+        batch.put(record(RangeRecord::Lease), LeaseState::default().encode());
+        batch.put(record(RangeRecord::ReplicaId), encode_replica_id(me));
+        if n > 0 {
+            ops.push(LogOp::Create { range, replica: me, birth: None, trunc, hard });
         }
     }
 }
