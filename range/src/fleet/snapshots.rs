@@ -46,12 +46,24 @@ impl Fleet {
         let range = header.descriptor.range;
         if let Err(why) = self.may_install(&header) {
             tracing::info!(%range, why, "a snapshot is refused");
+            self.ask_who_overlaps(ctx, &header, turn);
             return turn.effects.push(Effect::Discard { files });
         }
         let (from, envelope) = (header.id.from, header.envelope.clone());
         self.incoming.begin(header, files);
         if let Some(group) = self.group(range) {
             group.receive_snapshot(ctx, from, &envelope);
+        }
+    }
+
+    /// Another replica here stands in the way of a snapshot: it may have been removed while it slept. It asks at once.
+    fn ask_who_overlaps(&mut self, ctx: &Ctx<'_>, header: &SnapshotHeader, turn: &mut Turn) {
+        let Some(range) = self.overlapping(&header.descriptor) else { return };
+        self.wake(ctx, range, false);
+        if let Some(replica) = self.replicas.get_mut(&range) {
+            replica.asked = ctx.mono;
+            let key = replica.state.descriptor.span.start.clone();
+            turn.effects.push(Effect::Confirm { range, key });
         }
     }
 
