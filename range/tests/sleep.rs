@@ -184,7 +184,6 @@ fn thousands_of_idle_ranges_cost_three_stores_next_to_nothing_and_a_dead_store_w
     assert_eq!(world.range_messages, sent);
     // With debug assertions off this is about a thousandth of a core; the bound leaves room for a busy machine.
     assert!(took < Duration::from_secs(1), "20 s of idleness took {took:?}: more than 5 % of a core");
-    println!("20 s of idleness of 3 x {RANGES} replicas: {took:?}");
     world.kill(StoreId(1));
     let mut most_awake = 0;
     for _ in 0..40 {
