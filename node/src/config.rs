@@ -81,6 +81,9 @@ pub struct StartArgs {
     /// Requests that may be in flight on this node; past it, clients are told to come again.
     #[arg(long, env = "FLOTILLA_REQUESTS_MAX", value_name = "N", default_value_t = 4096)]
     pub requests_max: usize,
+    /// Memory that writes in flight may hold; past it, clients are told to come again.
+    #[arg(long, env = "FLOTILLA_REQUEST_MEMORY", value_name = "SIZE", default_value = "256MiB")]
+    pub request_memory: ByteSize,
     /// The deadline of a request that names none.
     #[arg(long, env = "FLOTILLA_REQUEST_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub request_timeout: Duration,
@@ -244,6 +247,7 @@ impl TryFrom<StartArgs> for NodeConfig {
             door: DoorConfig {
                 limits: limits(args.key_max, args.value_max, args.request_max)?,
                 in_flight_max: args.requests_max,
+                in_flight_bytes_max: bytes(args.request_memory),
                 timeout: args.request_timeout,
             },
             clock_wrong_by_ms: args.clock_wrong_by_ms,
@@ -330,8 +334,11 @@ fn limits(key: ByteSize, value: ByteSize, request: ByteSize) -> Result<Limits, C
     if key.as_u64() == 0 || key.as_u64() > 64 << 10 {
         return refuse("key-max", key, "give 1 B to 64 KiB");
     }
-    let bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
     Ok(Limits { key_bytes: bytes(key), value_bytes: bytes(value), request_bytes: bytes(request), ..Limits::default() })
+}
+
+fn bytes(size: ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }
 
 fn address(option: &'static str, given: &str) -> Result<(), ConfigError> {

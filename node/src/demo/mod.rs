@@ -58,6 +58,9 @@ pub enum DemoError {
     /// A step took too long.
     #[error("{STEP:?} passed and still not: {0}")]
     Slow(String),
+    /// Something lies where the stores should.
+    #[error("{} is not empty: the demo wants an empty directory", .0.display())]
+    NotEmpty(PathBuf),
     /// Acknowledged data is not there.
     #[error("{0}")]
     Lost(String),
@@ -267,8 +270,11 @@ impl Place {
         let temporary = given.is_none();
         let name = format!("flotilla-demo-{}", std::process::id());
         let dir = given.map_or_else(|| std::env::temp_dir().join(name), Path::to_path_buf);
-        let made = std::fs::create_dir_all(&dir);
-        made.map_err(|source| DemoError::System { doing: "make the directory of the stores", source })?;
+        let failed = |source| DemoError::System { doing: "make the directory of the stores", source };
+        std::fs::create_dir_all(&dir).map_err(failed)?;
+        if std::fs::read_dir(&dir).map_err(failed)?.next().is_some() {
+            return Err(DemoError::NotEmpty(dir));
+        }
         Ok(Self { dir, temporary })
     }
 }

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::convert;
-use super::door::Door;
+use super::door::{Door, Method};
 use super::kv::wire;
 use super::refusal::{of_kv, refusal};
 use super::site::{InitError, NodeView, ReplicaView, Site};
@@ -72,7 +72,7 @@ impl Admin for AdminService {
     }
 
     async fn nodes(&self, request: Request<v1::NodesRequest>) -> Answer<v1::NodesResponse> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Admin, request.metadata())?;
         let nodes = self.door.site.nodes(entered.deadline).await.map_err(|error| of_kv(&error))?;
         Ok(Response::new(v1::NodesResponse { nodes: nodes.into_iter().map(convert::node).collect() }))
     }
@@ -80,7 +80,7 @@ impl Admin for AdminService {
     type RangesStream = ReceiverStream<Result<v1::RangesResponse, Status>>;
 
     async fn ranges(&self, request: Request<v1::RangesRequest>) -> Answer<Self::RangesStream> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Admin, request.metadata())?;
         let asked = request.into_inner();
         let end = asked.end.map_or(Key::MAX, Key::new);
         let span =
@@ -104,7 +104,7 @@ impl Admin for AdminService {
     }
 
     async fn split(&self, request: Request<v1::SplitRequest>) -> Answer<v1::SplitResponse> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Admin, request.metadata())?;
         let key = Key::new(request.into_inner().key);
         if key <= flotilla_types::keys::META2 || key >= Key::MAX {
             return Err(refusal(Reason::Invalid, "a range cannot be cut there: give a logical key above 02"));
@@ -116,7 +116,7 @@ impl Admin for AdminService {
     }
 
     async fn transfer_leader(&self, request: Request<v1::TransferLeaderRequest>) -> Answer<v1::TransferLeaderResponse> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Admin, request.metadata())?;
         let asked = request.into_inner();
         let range = entered.router.range(RangeId(asked.range_id), entered.deadline).await;
         let range = range.map_err(|error| of_kv(&error))?;
@@ -126,7 +126,7 @@ impl Admin for AdminService {
     }
 
     async fn change_replicas(&self, request: Request<v1::ChangeReplicasRequest>) -> Answer<v1::ChangeReplicasResponse> {
-        let mut entered = self.door.enter(request.metadata())?;
+        let mut entered = self.door.enter(Method::Admin, request.metadata())?;
         if !request.metadata().contains_key("grpc-timeout") {
             entered.deadline = entered.router.clock().mono() + MOVE_TIMEOUT;
         }
@@ -144,7 +144,7 @@ impl Admin for AdminService {
     type ChecksumStream = ReceiverStream<Result<v1::ChecksumResponse, Status>>;
 
     async fn checksum(&self, request: Request<v1::ChecksumRequest>) -> Answer<Self::ChecksumStream> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Admin, request.metadata())?;
         let patience = self.door.timeout(request.metadata()).max(Duration::from_secs(30));
         let ranges = match request.into_inner().range_id {
             Some(range) => entered.router.range(RangeId(range), entered.deadline).await.map(|range| vec![range]),

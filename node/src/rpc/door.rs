@@ -2,12 +2,13 @@
 //! whether there is room.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flotilla_kv::Router;
 use flotilla_proto::reason::Reason;
 use flotilla_types::{Key, KeySpan, Limits, RequestId, keys};
+use metrics::{Gauge, Histogram};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -18,20 +19,30 @@ use super::site::Site;
 /// When a node that is full may be asked again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
+/// The room of writes is counted in pieces of so many bytes.
+const UNIT: usize = 1 << 10;
+
 /// Settings of the door.
 #[derive(Debug, Clone, Copy)]
 pub struct DoorConfig {
     /// Sizes.
     pub limits: Limits,
-    /// Requests that may be in flight: each holds its message in memory until it is answered.
+    /// Requests that may be in flight.
     pub in_flight_max: usize,
+    /// Bytes of keys and values that writes in flight may hold in memory together. At least the largest request.
+    pub in_flight_bytes_max: usize,
     /// The deadline of a request that names none.
     pub timeout: Duration,
 }
 
 impl Default for DoorConfig {
     fn default() -> Self {
-        Self { limits: Limits::default(), in_flight_max: 4096, timeout: Duration::from_secs(10) }
+        Self {
+            limits: Limits::default(),
+            in_flight_max: 4096,
+            in_flight_bytes_max: 256 << 20,
+            timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -41,6 +52,9 @@ pub(crate) struct Door {
     pub(crate) site: Arc<dyn Site>,
     pub(crate) config: DoorConfig,
     room: Arc<Semaphore>,
+    /// In units of `UNIT` bytes.
+    bytes: Arc<Semaphore>,
+    meters: Arc<Meters>,
 }
 
 /// A request that was let in. Its room is given back when it is dropped.
@@ -50,15 +64,23 @@ pub(crate) struct Entered {
     /// In the monotonic time of the router's clock.
     pub(crate) deadline: Duration,
     _room: OwnedSemaphorePermit,
+    _timed: Timed,
 }
 
 impl Door {
     pub(crate) fn new(site: Arc<dyn Site>, config: DoorConfig) -> Self {
-        Self { site, config, room: Arc::new(Semaphore::new(config.in_flight_max)) }
+        let units = config.in_flight_bytes_max.max(config.limits.request_bytes).div_ceil(UNIT);
+        Self {
+            site,
+            config,
+            room: Arc::new(Semaphore::new(config.in_flight_max)),
+            bytes: Arc::new(Semaphore::new(units)),
+            meters: Arc::new(Meters::new()),
+        }
     }
 
     /// Lets a request in, if the node serves and has room.
-    pub(crate) fn enter(&self, metadata: &MetadataMap) -> Result<Entered, Status> {
+    pub(crate) fn enter(&self, method: Method, metadata: &MetadataMap) -> Result<Entered, Status> {
         let Some(router) = self.site.router() else {
             return Err(match self.site.identity() {
                 None => refusal(
@@ -69,11 +91,11 @@ impl Door {
             });
         };
         let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
-            metrics::counter!("flotilla_requests_refused_total").increment(1);
             return Err(overloaded("the node's requests", RETRY_AFTER));
         };
         let deadline = router.clock().mono() + self.timeout(metadata);
-        Ok(Entered { router, deadline, _room: room })
+        let timed = Timed::new(&self.meters, method);
+        Ok(Entered { router, deadline, _room: room, _timed: timed })
     }
 
     /// The caller's deadline as gRPC sends it, or the node's.
@@ -102,14 +124,17 @@ impl Door {
         Ok(())
     }
 
-    /// All keys and values of a request together.
-    pub(crate) fn request(&self, bytes: usize) -> Result<(), Status> {
+    /// All keys and values of a write together. What it returns holds their room until the write is answered.
+    pub(crate) fn request(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
         let max = self.config.limits.request_bytes;
         if bytes > max {
             let what = format!("the request has {bytes} bytes of keys and values and at most {max} are allowed");
             return Err(refusal(Reason::TooLarge, &what));
         }
-        Ok(())
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        Arc::clone(&self.bytes)
+            .try_acquire_many_owned(units)
+            .map_err(|_| overloaded("the node's memory for writes", RETRY_AFTER))
     }
 
     /// A span of an application's keys; without an end it reaches to the last of them.
@@ -133,6 +158,66 @@ impl Entered {
                 .map_err(|error| refusal(Reason::Invalid, &format!("request_id: {error}"))),
             None => self.router.request_id().map_err(|error| super::refusal::of_kv(&error)),
         }
+    }
+}
+
+/// What is asked, for the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    Get,
+    Put,
+    Delete,
+    DeleteRange,
+    Scan,
+    CompareAndSwap,
+    Batch,
+    Admin,
+}
+
+impl Method {
+    const ALL: [(Self, &'static str); 8] = [
+        (Self::Get, "get"),
+        (Self::Put, "put"),
+        (Self::Delete, "delete"),
+        (Self::DeleteRange, "delete_range"),
+        (Self::Scan, "scan"),
+        (Self::CompareAndSwap, "compare_and_swap"),
+        (Self::Batch, "batch"),
+        (Self::Admin, "admin"),
+    ];
+}
+
+/// How long requests take from the door to the answer, by method; looked up once, since every request counts.
+struct Meters {
+    seconds: [Histogram; Method::ALL.len()],
+    in_flight: Gauge,
+}
+
+impl Meters {
+    fn new() -> Self {
+        let seconds = Method::ALL.map(|(_, name)| metrics::histogram!("flotilla_request_seconds", "method" => name));
+        Self { seconds, in_flight: metrics::gauge!("flotilla_requests_in_flight") }
+    }
+}
+
+/// Counts a request while it lives.
+struct Timed {
+    meters: Arc<Meters>,
+    method: Method,
+    since: Instant,
+}
+
+impl Timed {
+    fn new(meters: &Arc<Meters>, method: Method) -> Self {
+        meters.in_flight.increment(1);
+        Self { meters: Arc::clone(meters), method, since: Instant::now() }
+    }
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        self.meters.in_flight.decrement(1);
+        self.meters.seconds[self.method as usize].record(self.since.elapsed().as_secs_f64());
     }
 }
 

@@ -7,11 +7,11 @@ use flotilla_kv::{ScanChunk, ScanRequest};
 use flotilla_proto::reason::Reason;
 use flotilla_proto::v1::{self, kv_server::Kv};
 use flotilla_types::{BatchOp, Key, KeySpan, Timestamp, Write, WriteResult, keys};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::door::{Door, Entered};
+use super::door::{Door, Entered, Method};
 use super::refusal::{internal, of_kv, refusal};
 
 /// Chunks of a scan that wait for a slow reader.
@@ -28,7 +28,7 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Get, request.metadata())?;
         let key = self.door.key(&request.get_ref().key)?;
         let answer = entered.router.get(key, entered.deadline).await.map_err(|error| of_kv(&error))?;
         let (value, written) = answer.row.map(|row| (row.value, wire(row.timestamp))).unzip();
@@ -36,17 +36,17 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<v1::PutRequest>) -> Answer<v1::PutResponse> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Put, request.metadata())?;
         let put = request.into_inner();
         let key = self.door.key(&put.key)?;
         self.door.value(&put.value)?;
-        self.door.request(put.key.len() + put.value.len())?;
+        let _bytes = self.door.request(put.key.len() + put.value.len())?;
         let (_, timestamp) = write(&entered, put.request_id.as_ref(), Write::Put { key, value: put.value }).await?;
         Ok(Response::new(v1::PutResponse { timestamp }))
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Delete, request.metadata())?;
         let delete = request.into_inner();
         let key = self.door.key(&delete.key)?;
         let (_, timestamp) = write(&entered, delete.request_id.as_ref(), Write::Delete { key }).await?;
@@ -54,7 +54,7 @@ impl Kv for KvService {
     }
 
     async fn delete_range(&self, request: Request<v1::DeleteRangeRequest>) -> Answer<v1::DeleteRangeResponse> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::DeleteRange, request.metadata())?;
         let delete = request.into_inner();
         let span = self.door.span(&delete.start, delete.end.as_ref())?;
         let id = entered.request_id(delete.request_id.as_ref())?;
@@ -68,7 +68,7 @@ impl Kv for KvService {
     type ScanStream = ReceiverStream<Result<v1::ScanResponse, Status>>;
 
     async fn scan(&self, request: Request<v1::ScanRequest>) -> Answer<Self::ScanStream> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Scan, request.metadata())?;
         let scan = request.into_inner();
         let span = self.door.span(&scan.start, scan.end.as_ref())?;
         let default = self.door.config.limits.scan_chunk_bytes as u64;
@@ -85,12 +85,13 @@ impl Kv for KvService {
         &self,
         request: Request<v1::CompareAndSwapRequest>,
     ) -> Answer<v1::CompareAndSwapResponse> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::CompareAndSwap, request.metadata())?;
         let swap = request.into_inner();
         let key = self.door.key(&swap.key)?;
         let values = [swap.expected.as_ref(), swap.new.as_ref()];
         values.iter().flatten().try_for_each(|value| self.door.value(value))?;
-        self.door.request(swap.key.len() + values.iter().flatten().map(|value| value.len()).sum::<usize>())?;
+        let _bytes =
+            self.door.request(swap.key.len() + values.iter().flatten().map(|value| value.len()).sum::<usize>())?;
         let command = Write::CompareAndSwap { key, expected: swap.expected, new: swap.new };
         let (result, timestamp) = write(&entered, swap.request_id.as_ref(), command).await?;
         let (swapped, actual) = match result {
@@ -102,16 +103,16 @@ impl Kv for KvService {
     }
 
     async fn batch(&self, request: Request<v1::BatchRequest>) -> Answer<v1::BatchResponse> {
-        let entered = self.door.enter(request.metadata())?;
+        let entered = self.door.enter(Method::Batch, request.metadata())?;
         let batch = request.into_inner();
-        let ops = self.ops(batch.ops)?;
+        let (ops, _bytes) = self.ops(batch.ops)?;
         let (_, timestamp) = write(&entered, batch.request_id.as_ref(), Write::Batch { ops }).await?;
         Ok(Response::new(v1::BatchResponse { timestamp }))
     }
 }
 
 impl KvService {
-    fn ops(&self, ops: Vec<v1::BatchOp>) -> Result<Vec<BatchOp>, Status> {
+    fn ops(&self, ops: Vec<v1::BatchOp>) -> Result<(Vec<BatchOp>, OwnedSemaphorePermit), Status> {
         let (mut checked, mut bytes) = (Vec::with_capacity(ops.len()), 0);
         for op in ops {
             checked.push(match op.op {
@@ -127,7 +128,7 @@ impl KvService {
                 None => return Err(refusal(Reason::Invalid, "a write of the batch is neither put nor delete")),
             });
         }
-        self.door.request(bytes)?;
+        let room = self.door.request(bytes)?;
         if checked.is_empty() {
             return Err(refusal(Reason::Invalid, "a batch is empty: write at least one key"));
         }
@@ -136,7 +137,7 @@ impl KvService {
         if named.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(refusal(Reason::Invalid, "a batch names a key twice: write each key once"));
         }
-        Ok(checked)
+        Ok((checked, room))
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) fn internal(what: &str) -> Status {
 }
 
 fn with(reason: Reason, what: &str, retry_after: Option<Duration>) -> Status {
+    metrics::counter!("flotilla_refusals_total", "reason" => reason.word()).increment(1);
     let mut details = ErrorDetails::new();
     details.set_error_info(reason.word(), DOMAIN, HashMap::new());
     if let Some(retry_after) = retry_after {
