@@ -118,13 +118,26 @@ impl NodeClock {
     /// Both clocks of the machine.
     #[must_use]
     pub fn readings(&self) -> Readings {
-        let mono = self.origin.elapsed();
-        // A machine set to before 1970 reads as 1970: the boot wait and the peers' offsets say that it is wrong.
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (wall, mono) = self.read_together();
         let wrong_by = self.wrong_by.load(Ordering::Relaxed);
         let by = Duration::from_nanos(wrong_by.unsigned_abs());
         let wall = if wrong_by < 0 { wall.saturating_sub(by) } else { wall + by };
         Readings { wall, mono }
+    }
+
+    /// A thread that loses its core between the two would see them part; then it looks again.
+    fn read_together(&self) -> (Duration, Duration) {
+        let mut before = self.origin.elapsed();
+        for _ in 0..3 {
+            // A machine set to before 1970 reads as 1970: the boot wait and the peers say that it is wrong.
+            let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let mono = self.origin.elapsed();
+            if mono - before < Duration::from_millis(2) {
+                return (wall, mono);
+            }
+            before = mono;
+        }
+        (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), self.origin.elapsed())
     }
 
     /// Lets the wall clock be wrong from now on; for tests.

@@ -125,6 +125,57 @@ async fn a_cut_range_comes_back_whole_on_every_store() {
     cluster.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_jumps_past_the_bound_takes_its_store_out_and_nobody_else() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.write(put("k", "before")).await;
+    let leader = cluster.leader().await;
+    let wrong = cluster.handle(leader);
+    wrong.clock().set_wrong_by_ns(3_600_000_000_000);
+    let refuses = async {
+        while !matches!(wrong.request(world::get_request("k")).await, Err(RangeError::StoreNotServing { .. })) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), refuses).await.unwrap();
+    // The others take no reading of its clock, and go on without it.
+    cluster.write(put("k", "after")).await;
+    assert_eq!(cluster.get("k").await, Some("after".to_owned()));
+    for other in cluster.handles().iter().filter(|other| other.store() != leader) {
+        assert!(other.clock().peek() < wrong.clock().peek().minus(Duration::from_secs(3000)));
+    }
+    let still = wrong.request(world::get_request("k")).await;
+    assert!(matches!(still, Err(RangeError::StoreNotServing { .. })), "{still:?}");
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_was_set_right_is_trusted_again() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.write(put("k", "before")).await;
+    let leader = cluster.leader().await;
+    let wrong = cluster.handle(leader);
+    wrong.clock().set_wrong_by_ns(-200_000_000);
+    let serves = |wanted: bool| {
+        let wrong = wrong.clone();
+        async move {
+            loop {
+                let answer = wrong.request(world::get_request("k")).await;
+                if matches!(answer, Err(RangeError::StoreNotServing { .. })) != wanted {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), serves(false)).await.unwrap();
+    wrong.clock().set_wrong_by_ns(0);
+    tokio::time::timeout(Duration::from_secs(10), serves(true)).await.unwrap();
+    cluster.write(put("k", "after")).await;
+    assert_eq!(cluster.get("k").await, Some("after".to_owned()));
+    cluster.close().await;
+}
+
 fn refused(dir: &Path) -> DirError {
     match StoreDir::open(dir) {
         Err(error) => error,

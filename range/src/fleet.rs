@@ -41,6 +41,9 @@ pub(crate) use sleepers::Member;
 use sleepers::Sleepers;
 use uninit::Uninit;
 
+/// A store that is suspended for longer hands over what it leads: its peers may serve.
+const SUSPENDED_LONG: Duration = Duration::from_secs(5);
+
 /// Settings of a fleet.
 #[derive(Debug, Clone)]
 pub struct FleetConfig {
@@ -116,6 +119,8 @@ pub struct Fleet {
     /// Log writes under way: which groups wait for them, with their number.
     writing: BTreeMap<Ticket, Vec<(RangeId, u64)>>,
     suspended: bool,
+    /// Since when it is suspended, or is not.
+    suspended_at: Duration,
     disk_full: bool,
     /// The process is about to stop: it leads nothing that another can lead.
     draining: bool,
@@ -168,6 +173,7 @@ impl Fleet {
             next_ticket: Ticket(1),
             writing: BTreeMap::new(),
             suspended: false,
+            suspended_at: mono,
             disk_full: false,
             draining: false,
             flush: AfterFlush::default(),
@@ -364,6 +370,7 @@ impl Fleet {
             Event::Unreachable(store) => self.each_awake(|replica| replica.group.unreachable(ctx, store)),
             Event::Suspended(suspended) => {
                 self.suspended = suspended;
+                self.suspended_at = ctx.mono;
                 if suspended {
                     self.each(|replica| replica.refuse_waiting(&mut turn.effects));
                 }
@@ -514,7 +521,8 @@ impl Fleet {
         replica.expire(ctx, &mut turn.effects);
         replica.evaluate_granted(ctx, engine, &mut turn.effects);
         replica.leave_joint(ctx);
-        if self.draining {
+        let suspended_long = self.suspended && ctx.mono.saturating_sub(self.suspended_at) >= SUSPENDED_LONG;
+        if self.draining || suspended_long {
             replica.leave_to_others(ctx, &mut turn.effects);
         }
         while let Some(replica) = self.replicas.get_mut(&range)

@@ -107,9 +107,14 @@ pub(super) fn heartbeat_in(heartbeat: wire::LivenessHeartbeat) -> Result<Heartbe
 }
 
 pub(super) fn reply_out(reply: HeartbeatReply) -> wire::LivenessReply {
-    wire::LivenessReply { epoch: reply.epoch, until: Some(reply.until.into()) }
+    let wall_ns = u64::try_from(reply.wall.as_nanos()).unwrap_or(0);
+    wire::LivenessReply { epoch: reply.epoch, until: Some(reply.until.into()), wall_ns }
 }
 
 pub(super) fn reply_in(reply: wire::LivenessReply) -> HeartbeatReply {
-    HeartbeatReply { epoch: reply.epoch, until: reply.until.map_or(Timestamp::ZERO, Into::into) }
+    HeartbeatReply {
+        epoch: reply.epoch,
+        until: reply.until.map_or(Timestamp::ZERO, Into::into),
+        wall: std::time::Duration::from_nanos(reply.wall_ns),
+    }
 }

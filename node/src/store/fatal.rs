@@ -19,6 +19,9 @@ pub enum Failure {
     /// The disk is full. Exit code 5.
     #[error("the disk is full: make room, then start again; all that was acknowledged is there")]
     DiskFull,
+    /// The clock was wrong for too long. Exit code 6.
+    #[error("the clock of this machine has not been trusted for ten minutes ({0}): set it right, then start again")]
+    Clock(String),
     /// A thread of the store panicked. Exit code 4.
     #[error("the thread '{0}' panicked; this is a bug, and its message stands above")]
     Panic(&'static str),
@@ -31,6 +34,7 @@ impl Failure {
         match self {
             Self::Log(_) | Self::Engine(_) | Self::Panic(_) => 4,
             Self::DiskFull => 5,
+            Self::Clock(_) => 6,
         }
     }
 }

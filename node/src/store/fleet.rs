@@ -306,6 +306,7 @@ impl FleetLoop {
             running.counted_at = Instant::now();
             self.meters.replicas.set(self.fleet.count() as f64);
             self.meters.leaders.set(self.fleet.led() as f64);
+            self.meters.asleep.set(self.fleet.asleep() as f64);
         }
         if !running.draining.is_empty() && running.drain_looked_at.elapsed() >= DRAIN_LOOK_EVERY {
             running.drain_looked_at = Instant::now();

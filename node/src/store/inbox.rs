@@ -170,7 +170,6 @@ impl Inbox {
         });
     }
 
-    #[allow(dead_code, reason = "the watch over the clock comes")]
     pub(super) fn suspended(&self, suspended: bool) {
         self.put(|batch| batch.suspended = Some(suspended));
     }

@@ -3,7 +3,7 @@
 //! Before its first step it waits until the physical clock has passed the durable bound (leases 2.7). The store needs no
 //! other gate: its clock gives no reading until the first new bound is durable, and that is written by the first step.
 //! It answers for the path that commits: its records go through the log writer like entries, and the fleet's loop stamps
-//! every turn.
+//! every turn. The same loop watches the machine's clock (leases 1.4).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,16 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use flotilla_range::liveness::{
-    Liveness, LivenessEffect, LivenessEvent, LivenessMessage, LivenessNow, LogTicket, SupportView,
+    ClockVerdict, ClockWatch, Liveness, LivenessEffect, LivenessEvent, LivenessMessage, LivenessNow, LogTicket,
+    SupportView, Suspicion,
 };
 use flotilla_storage::log::LogOp;
 use flotilla_storage::writer::{LogWriter, Submission};
 use flotilla_types::{StoreId, Timestamp};
 
+use super::fatal::{Failure, OnFailure};
 use super::inbox::Inbox;
-use crate::clock::NodeClock;
+use crate::clock::{NodeClock, Readings};
 use crate::ports::Network;
 
 /// Liveness messages that wait: each peer has two under way in an interval, so that this is for hundreds of peers.
@@ -132,6 +134,16 @@ impl LivenessInbox {
     }
 }
 
+/// The process should stop; it was said why.
+struct Stopped;
+
+fn words(why: Suspicion) -> String {
+    match why {
+        Suspicion::Stepped(by) => format!("it moved by {by:?} against the monotonic clock"),
+        Suspicion::Off(by) => format!("it differs by at least {by:?} from a majority of the peers'"),
+    }
+}
+
 /// What the liveness thread works with.
 pub(super) struct LivenessLoop {
     pub(super) liveness: Liveness,
@@ -143,6 +155,9 @@ pub(super) struct LivenessLoop {
     pub(super) view: Arc<ArcSwap<SupportView>>,
     /// Counts the turns of the fleet's loop.
     pub(super) turns: Arc<AtomicU64>,
+    pub(super) watch: ClockWatch,
+    pub(super) suspended: bool,
+    pub(super) on_failure: OnFailure,
 }
 
 impl LivenessLoop {
@@ -155,6 +170,9 @@ impl LivenessLoop {
         loop {
             let wake = self.liveness.next_wake(self.now());
             let Some(mut events) = self.inbox.take(self.clock.instant_of(wake)) else { return };
+            if self.watch_clock(&events).is_err() {
+                return;
+            }
             let turned = self.turns.load(Ordering::Relaxed);
             if turned != turns {
                 turns = turned;
@@ -168,6 +186,51 @@ impl LivenessLoop {
             }
             self.carry_out(effects);
         }
+    }
+
+    /// Holds the clock against itself and against the peers'. Fails if the process should stop.
+    fn watch_clock(&mut self, events: &[LivenessEvent]) -> Result<(), Stopped> {
+        let Readings { wall, mono } = self.clock.readings();
+        // A step first: what was asked before it measures nothing.
+        let mut verdict = self.watch.look(wall, mono);
+        for event in events {
+            match event {
+                LivenessEvent::Peers(peers) => self.watch.peers(peers),
+                LivenessEvent::Message { from, message: LivenessMessage::Reply(reply), .. }
+                    if !reply.wall.is_zero() =>
+                {
+                    self.watch.answered(*from, reply.wall, wall, mono);
+                    verdict = self.watch.look(wall, mono);
+                }
+                _ => {}
+            }
+        }
+        match verdict {
+            ClockVerdict::Trusted if self.suspended => {
+                tracing::warn!("the clock is trusted again: the store serves");
+                self.suspend(false);
+            }
+            ClockVerdict::Suspended(why) if !self.suspended => {
+                let why = words(why);
+                tracing::error!(
+                    why,
+                    "the clock is not trusted: the store serves nobody until a majority of its peers agrees with it"
+                );
+                self.suspend(true);
+            }
+            ClockVerdict::Hopeless(why) => {
+                self.on_failure.meet(Failure::Clock(words(why)));
+                return Err(Stopped);
+            }
+            ClockVerdict::Trusted | ClockVerdict::Suspended(_) => {}
+        }
+        Ok(())
+    }
+
+    fn suspend(&mut self, suspended: bool) {
+        self.suspended = suspended;
+        metrics::gauge!("flotilla_suspended").set(f64::from(u8::from(suspended)));
+        self.fleet.suspended(suspended);
     }
 
     /// Leases 2.7: everything that this store was ever promised or promised lies below its bound. Says false if the store
@@ -201,7 +264,7 @@ impl LivenessLoop {
         LivenessNow { hlc: self.clock.peek(), mono: self.clock.mono() }
     }
 
-    fn carry_out(&self, effects: Vec<LivenessEffect>) {
+    fn carry_out(&mut self, effects: Vec<LivenessEffect>) {
         let (mut sends, mut left, mut changed, mut raised) = (Vec::new(), Vec::new(), false, false);
         for effect in effects {
             match effect {
@@ -228,7 +291,12 @@ impl LivenessLoop {
             // It may have waited for a readable clock.
             self.fleet.poke();
         }
-        for (to, message) in sends {
+        for (to, mut message) in sends {
+            let wall = self.clock.readings().wall;
+            match &mut message {
+                LivenessMessage::Heartbeat(_) => self.watch.asked(to, wall),
+                LivenessMessage::Reply(reply) => reply.wall = wall,
+            }
             self.network.send_liveness(to, message);
         }
     }

@@ -27,6 +27,7 @@ pub(super) struct FleetMeters {
     pub(super) mute_dropped: Counter,
     pub(super) replicas: Gauge,
     pub(super) leaders: Gauge,
+    pub(super) asleep: Gauge,
 }
 
 impl FleetMeters {
@@ -47,6 +48,7 @@ impl FleetMeters {
             mute_dropped: dropped("mute"),
             replicas: gauge!("flotilla_replicas"),
             leaders: gauge!("flotilla_leaders"),
+            asleep: gauge!("flotilla_asleep"),
         }
     }
 }

@@ -45,7 +45,7 @@ use std::thread::JoinHandle;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::channel::{Sender, bounded};
 use flotilla_range::fleet::{Fleet, FleetConfig};
-use flotilla_range::liveness::{Liveness, LivenessNow};
+use flotilla_range::liveness::{ClockWatch, Liveness, LivenessNow};
 use flotilla_range::raft::GroupConfig;
 use flotilla_storage::writer::LogWriter;
 
@@ -210,6 +210,7 @@ impl Store {
             meters: meters::FleetMeters::new(),
         };
         store.fleet = Some(spawn("fleet", on_failure, move || fleet.run(first))?);
+        let watch = ClockWatch::new(clock.max_offset());
         let liveness = liveness::LivenessLoop {
             liveness,
             inbox: liveness_inbox,
@@ -219,6 +220,9 @@ impl Store {
             network,
             view,
             turns,
+            watch,
+            suspended: false,
+            on_failure: on_failure.clone(),
         };
         store.liveness = Some(spawn("liveness", on_failure, move || liveness.run())?);
         tracing::info!(store = %identity.store, uuid = %identity.uuid, cluster = %identity.cluster, boot, "the store starts");

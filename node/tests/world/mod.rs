@@ -270,6 +270,10 @@ impl Cluster {
         self.dirs.insert(id, (copy, to));
     }
 
+    pub fn handle(&self, id: StoreId) -> StoreHandle {
+        self.wires.up.lock().unwrap()[&id].clone()
+    }
+
     pub fn handles(&self) -> Vec<StoreHandle> {
         self.wires.up.lock().unwrap().values().cloned().collect()
     }

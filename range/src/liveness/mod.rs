@@ -12,14 +12,15 @@
 //! ```
 //!
 //! What makes it safe is durable before it is said: the bound before a request that reaches up to it, a new epoch
-//! before its answer, leaving before anybody acts on it. Left out in this version: suspension by clock offset (1.4),
-//! closed timestamps of sleeping ranges (7.6), and leaving `given` out of a heartbeat when it did not change.
+//! before its answer, leaving before anybody acts on it. `watch` says when the clock itself must not be trusted (1.4).
+//! Left out in this version: closed timestamps of sleeping ranges (7.6), and leaving `given` out of a heartbeat when it did not change.
 
 mod records;
 mod state;
 #[cfg(test)]
 mod tests;
 mod view;
+mod watch;
 
 pub use records::{decode_bound, decode_row, encode_bound, encode_row};
 pub use state::{
@@ -27,3 +28,4 @@ pub use state::{
     LivenessNow, LogTicket, RestoreError, Row,
 };
 pub use view::SupportView;
+pub use watch::{ClockVerdict, ClockWatch, Suspicion};

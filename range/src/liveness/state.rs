@@ -71,6 +71,8 @@ pub struct HeartbeatReply {
     pub epoch: u64,
     /// Until when; zero if nothing is given.
     pub until: Timestamp,
+    /// The sender's wall clock, for the receiver's watch over its own. The shell fills it in; zero says nothing.
+    pub wall: Duration,
 }
 
 /// What stores say to each other about liveness, on the heartbeat lane.
@@ -350,7 +352,10 @@ impl Liveness {
         }
         effects.push(LivenessEffect::ViewChanged);
         if change.row.active {
-            effects.push(LivenessEffect::Send(peer, LivenessMessage::Reply(HeartbeatReply { epoch, until })));
+            effects.push(LivenessEffect::Send(
+                peer,
+                LivenessMessage::Reply(HeartbeatReply { epoch, until, wall: Duration::ZERO }),
+            ));
         }
     }
 
@@ -403,7 +408,10 @@ impl Liveness {
             return;
         }
         let until = if given.row.active { given.until } else { Timestamp::ZERO };
-        let row = LivenessEffect::Send(from, LivenessMessage::Reply(HeartbeatReply { epoch: given.row.epoch, until }));
+        let row = LivenessEffect::Send(
+            from,
+            LivenessMessage::Reply(HeartbeatReply { epoch: given.row.epoch, until, wall: Duration::ZERO }),
+        );
         if asked.epoch < given.row.epoch {
             effects.push(row);
             return;
@@ -418,7 +426,7 @@ impl Liveness {
         let renewed = asked.epoch == given.row.epoch && given.row.active && asked.support <= given.row.support;
         if renewed {
             given.until = given.until.max(asked.until);
-            let reply = HeartbeatReply { epoch: asked.epoch, until: given.until };
+            let reply = HeartbeatReply { epoch: asked.epoch, until: given.until, wall: Duration::ZERO };
             effects.push(LivenessEffect::Send(from, LivenessMessage::Reply(reply)));
             effects.push(LivenessEffect::ViewChanged);
             return;
