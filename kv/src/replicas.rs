@@ -3,6 +3,7 @@
 //! A breaker guards each replica that failed to answer: while it is open the replica is passed over, and after a pause one
 //! request is let through as a probe. Pauses double from probe to probe; an answer, whatever it says, closes the breaker.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -36,6 +37,11 @@ struct Breaker {
 pub(crate) struct Replicas {
     leaders: DashMap<RangeId, Hint>,
     breakers: DashMap<(RangeId, StoreId), Breaker>,
+    /// Stores that let a request go without an answer, until they answer any: a hung store leads many ranges, and not
+    /// each of them shall find that out by a whole timeout.
+    silent: DashMap<StoreId, ()>,
+    /// Whether there are any; read on every request's road.
+    any_silent: AtomicBool,
 }
 
 impl Replicas {
@@ -61,8 +67,23 @@ impl Replicas {
         true
     }
 
+    /// Whether the store is known to be silent: then a short wait is enough.
+    pub(crate) fn is_silent(&self, store: StoreId) -> bool {
+        self.any_silent.load(Ordering::Relaxed) && self.silent.contains_key(&store)
+    }
+
+    /// A request to the store waited in vain.
+    pub(crate) fn fell_silent(&self, store: StoreId) {
+        self.silent.insert(store, ());
+        self.any_silent.store(true, Ordering::Relaxed);
+    }
+
     /// The replica answered something.
     pub(crate) fn answered(&self, range: RangeId, store: StoreId) {
+        if self.is_silent(store) {
+            self.silent.remove(&store);
+            self.any_silent.store(!self.silent.is_empty(), Ordering::Relaxed);
+        }
         // Looked at first: removing takes the shard's lock for writing, and this is on every request's road.
         if self.breakers.contains_key(&(range, store)) {
             self.breakers.remove(&(range, store));

@@ -26,6 +26,8 @@ use crate::{KvError, Router, SendError};
 
 /// What a replica gets for its answer to travel, beyond the time in which it may work.
 const TRAVEL: Duration = Duration::from_millis(250);
+/// How long a store may take to answer that let another request go without an answer, and answered none since.
+const SILENT_TIMEOUT: Duration = Duration::from_millis(250);
 /// Silence lengthens the next attempt up to so many times the configured one.
 const PATIENCE_FACTOR: u32 = 4;
 /// How often a full queue is asked again before the caller is told.
@@ -206,6 +208,7 @@ impl Router {
             Command::Admin(_) => shared.config.admin_timeout,
             _ => shared.config.attempt_timeout * (1 << silences.min(2)).min(PATIENCE_FACTOR),
         };
+        let longest = if shared.replicas.is_silent(store) { longest.min(SILENT_TIMEOUT) } else { longest };
         let left = deadline.saturating_sub(shared.clock.mono());
         let timeout = left.min(longest);
         let request = RangeRequest { range: descriptor.range, timeout, command };
@@ -213,7 +216,10 @@ impl Router {
         let silence = shared.clock.sleep((timeout + TRAVEL).min(left));
         match select(sent, silence).await {
             Either::Left((answer, _)) => answer,
-            Either::Right(_) => Err(SendError::Lost(format!("{store} did not answer within {timeout:?}"))),
+            Either::Right(_) => {
+                shared.replicas.fell_silent(store);
+                Err(SendError::Lost(format!("{store} did not answer within {timeout:?}")))
+            }
         }
     }
 

@@ -302,3 +302,24 @@ fn a_listing_waits_a_moment_for_records_that_lag_and_then_tells_what_there_is() 
     world.state().catch_up();
     assert_eq!(world.run(router.ranges(&KeySpan::ALL, world.deadline(10))).unwrap().len(), 6);
 }
+
+#[test]
+fn a_hung_store_costs_one_timeout_and_not_one_for_each_of_its_ranges() {
+    let world = World::new(1);
+    let router = letters(&world);
+    world.run(router.get(key("zz"), world.deadline(10))).unwrap();
+    // It hangs, and the other two elect for each of its ranges; the router has not heard of that.
+    world.state().hung = vec![STORES[0]];
+    for range in ["a", "d", "g", "j", "m", "p"] {
+        world.state().move_leader(&key(range), Some(STORES[1]));
+    }
+    let before = flotilla_kv::Clock::mono(&world);
+    for range in ["a", "d", "g", "j", "m", "p"] {
+        let write = put(range, "new");
+        world.run(router.write(router.request_id().unwrap(), write, world.deadline(10))).unwrap();
+    }
+    let took = flotilla_kv::Clock::mono(&world) - before;
+    assert!(took < Duration::from_millis(1750 + 6 * 600), "{took:?}");
+    world.state().hung.clear();
+    world.run(router.get(key("zz"), world.deadline(10))).unwrap();
+}

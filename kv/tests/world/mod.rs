@@ -58,6 +58,8 @@ pub struct State {
     data: BTreeMap<Key, Vec<Version>>,
     finished: BTreeMap<(Key, [u8; 16]), (RangeReply, Key)>,
     pub down: Vec<StoreId>,
+    /// Stores that take requests and never answer.
+    pub hung: Vec<StoreId>,
     pub faults: Faults,
     rng: u64,
     logical: u32,
@@ -171,6 +173,9 @@ impl Transport for World {
                 }
                 (state.faults, state.roll(1000))
             };
+            if world.state().hung.contains(&to) {
+                return futures::future::pending().await;
+            }
             let mut bound = 0;
             let mut meets = |share: u64| {
                 bound += share;
