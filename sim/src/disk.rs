@@ -13,6 +13,7 @@ use flotilla_range::liveness::LogTicket;
 use flotilla_storage::log::{LogBatch, LogFatal, LogOp, LogSeq, LogStore};
 use flotilla_storage::memory::MemoryEngine;
 use flotilla_storage::memory_log::MemoryLog;
+use flotilla_types::RangeId;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -41,6 +42,8 @@ pub(crate) struct Disk {
     pub(crate) sync_max: Duration,
     /// The newest batch that was synced: what `log.mark` remembers (durability, "Log").
     pub(crate) mark: LogSeq,
+    /// The log as it was at some time: what is left of it when its tail rots.
+    saved: Option<MemoryLog>,
     /// Starts so far.
     pub(crate) boot: u32,
 }
@@ -55,6 +58,7 @@ impl Disk {
             stalled_until: Duration::ZERO,
             sync_max: Duration::from_millis(2),
             mark: LogSeq(0),
+            saved: None,
             boot: 0,
         }
     }
@@ -90,6 +94,25 @@ impl Disk {
         let Some(batch) = self.writing.take() else { return Ok((Vec::new(), None)) };
         self.mark = self.log.write(&LogBatch { ops: batch.ops })?;
         Ok((batch.submitters, self.begin(time, random)))
+    }
+
+    /// Remembers the log as it is.
+    pub(crate) fn save(&mut self) {
+        self.saved = Some(self.log.image());
+    }
+
+    /// All that was synced since `save` is gone. Only while the process is down.
+    pub(crate) fn lose_tail(&mut self) {
+        if let Some(saved) = self.saved.take() {
+            self.log = Arc::new(saved);
+        }
+    }
+
+    /// A bit flips in an entry that a start will read, if there is one. Says of which range.
+    pub(crate) fn damage_an_entry(&self) -> Option<RangeId> {
+        let heads = self.log.heads();
+        let unapplied = heads.iter().rev().find(|(range, head)| self.log.damage(*range, head.last.index));
+        unapplied.map(|(range, _)| *range)
     }
 
     /// The machine stops: a batch whose sync was under way is there whole or not at all, everything behind it is gone,

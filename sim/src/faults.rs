@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flotilla_range::event::Event;
 use flotilla_types::StoreId;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -30,6 +31,12 @@ pub(crate) enum Fault {
     Drift(StoreId, f64),
     /// Messages are lost, doubled, late.
     BadNetwork,
+    /// The disk's watermark is passed.
+    FullDisk(StoreId),
+    /// What the log syncs from now on is gone when the fault ends, with a crash.
+    LostTail(StoreId),
+    /// A crash, and an entry of the log cannot be read any more.
+    DamagedEntry(StoreId),
 }
 
 /// Which faults a seed knows.
@@ -37,6 +44,8 @@ pub(crate) enum Fault {
 pub(crate) struct Profile {
     /// Clocks may differ by more than the configured bound.
     pub(crate) wild_clocks: bool,
+    /// One disk loses something that it had synced.
+    pub(crate) damage: bool,
     /// How long after one fault the next begins.
     pub(crate) every: Duration,
 }
@@ -44,7 +53,7 @@ pub(crate) struct Profile {
 impl Profile {
     pub(crate) fn draw(random: &mut ChaCha8Rng) -> Self {
         let every = Duration::from_millis(random.random_range(700..5000));
-        Self { wild_clocks: random.random_bool(0.25), every }
+        Self { wild_clocks: random.random_bool(0.25), damage: random.random_bool(0.3), every }
     }
 }
 
@@ -71,11 +80,12 @@ pub(crate) fn draw(random: &mut ChaCha8Rng, profile: Profile, stores: &[StoreId]
         55..62 => Fault::Pause(one),
         62..70 => Fault::Stall(one),
         70..76 => Fault::SlowDisk(one),
-        76..84 => {
+        76..79 => Fault::FullDisk(one),
+        79..85 => {
             let most = if profile.wild_clocks { 3000 } else { 100 };
             Fault::Step(one, random.random_range(-most..most))
         }
-        84..90 => {
+        85..91 => {
             // Within the bound even if it lasts: 7 s at 1 % are 70 ms.
             let rate =
                 if profile.wild_clocks { random.random_range(0.0..2.0) } else { random.random_range(0.99..1.01) };
@@ -84,6 +94,13 @@ pub(crate) fn draw(random: &mut ChaCha8Rng, profile: Profile, stores: &[StoreId]
         _ => Fault::BadNetwork,
     };
     (fault, lasts)
+}
+
+/// Draws how a disk goes bad. At most once in a run: two bad disks may hold the only two copies of something.
+pub(crate) fn draw_damage(random: &mut ChaCha8Rng, stores: &[StoreId]) -> (Fault, Duration) {
+    let one = some(random, stores);
+    let fault = if random.random_bool(0.5) { Fault::LostTail(one) } else { Fault::DamagedEntry(one) };
+    (fault, Duration::from_millis(random.random_range(500..4000)))
 }
 
 impl World {
@@ -134,6 +151,21 @@ impl World {
                 self.trace.count(if *rate == 0.0 { "frozen clocks" } else { "drifting clocks" });
                 self.on(*store, |host| lock(&host.wall).run(now, *rate));
             }
+            Fault::FullDisk(store) => {
+                self.trace.count("full disks");
+                self.fill(*store, true);
+            }
+            Fault::LostTail(store) => self.on(*store, |host| host.disk.save()),
+            Fault::DamagedEntry(store) => {
+                self.crash(*store);
+                let hit = self.hosts.get(store).and_then(|host| host.disk.damage_an_entry());
+                if let Some(range) = hit {
+                    self.trace.count("damaged log entries");
+                    self.note(&format!("an entry of {range} on {store} is damaged"));
+                    self.damaged.insert((*store, range));
+                }
+                self.restart(*store, lasts);
+            }
             Fault::BadNetwork => {
                 self.trace.count("bad networks");
                 self.network.loss = self.random.random_range(0.0..0.2);
@@ -151,8 +183,21 @@ impl World {
             Fault::Partition(_) | Fault::OneWay(..) | Fault::BadNetwork => self.network.heal(),
             Fault::SlowDisk(store) => self.on(*store, |host| host.disk.sync_max = Duration::from_millis(2)),
             Fault::Step(store, _) | Fault::Drift(store, _) => self.on(*store, |host| lock(&host.wall).mend(now)),
-            Fault::Crash(_) | Fault::Pause(_) | Fault::Stall(_) => {}
+            Fault::FullDisk(store) => self.fill(*store, false),
+            Fault::LostTail(store) => {
+                self.trace.count("lost log tails");
+                self.crash(*store);
+                self.on(*store, |host| host.disk.lose_tail());
+                self.restart(*store, Duration::from_millis(500));
+            }
+            Fault::Crash(_) | Fault::Pause(_) | Fault::Stall(_) | Fault::DamagedEntry(_) => {}
         }
+    }
+
+    /// The watermark of a disk is passed, one way or the other.
+    pub(crate) fn fill(&mut self, store: StoreId, is_full: bool) {
+        self.on(store, |host| host.is_full = is_full);
+        self.tell(store, Event::DiskFull(is_full));
     }
 
     fn on(&mut self, store: StoreId, change: impl FnOnce(&mut crate::node::Host)) {
@@ -171,6 +216,9 @@ impl World {
             host.disk.stalled_until = Duration::ZERO;
             host.disk.sync_max = Duration::from_millis(2);
             lock(&host.wall).mend(now);
+        }
+        for store in self.hosts.keys().copied().collect::<Vec<_>>() {
+            self.fill(store, false);
         }
         let down: Vec<_> = self.hosts.iter().filter(|(_, host)| host.node.is_none()).map(|(store, _)| *store).collect();
         for store in down {

@@ -15,6 +15,7 @@
 
 mod clients;
 mod disk;
+mod driver;
 mod executor;
 mod faults;
 mod history;

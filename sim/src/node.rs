@@ -22,7 +22,7 @@ use flotilla_storage::keys;
 use flotilla_storage::log::{LogEntry, LogOp, LogStore, ReadLogError};
 use flotilla_storage::memory_log::MemoryLog;
 use flotilla_types::{
-    CheckId, LogIndex, RangeDescriptor, RangeError, RangeId, RangeReply, ReplicaHash, StoreId, Timestamp,
+    CheckId, Key, LogIndex, RangeDescriptor, RangeError, RangeId, RangeReply, ReplicaHash, StoreId, Timestamp,
 };
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -47,6 +47,7 @@ pub(crate) enum Want {
     Send { to: StoreId, sent: Timestamp, post: Post },
     Answer { token: Token, sent: Timestamp, result: Result<RangeReply, RangeError> },
     Lead(RangeDescriptor),
+    Confirm(RangeId, Key),
     Lost { range: RangeId, why: String },
     Count(&'static str, u64),
     Later(Duration, Work),
@@ -100,6 +101,10 @@ pub(crate) struct Host {
     pub(crate) node: Option<Node>,
     /// The process stands still until then.
     pub(crate) paused_until: Duration,
+    /// The disk's watermark is passed.
+    pub(crate) is_full: bool,
+    /// Since when the process does not run.
+    pub(crate) down_since: Duration,
     /// It must not start as itself any more.
     pub(crate) fenced: Option<String>,
 }
@@ -120,7 +125,20 @@ impl Env<'_> {
 impl Host {
     pub(crate) fn new(store: StoreId) -> Self {
         let wall = Arc::new(Mutex::new(WallClock::default()));
-        Self { store, disk: Disk::new(), wall, node: None, paused_until: Duration::ZERO, fenced: None }
+        Self {
+            store,
+            disk: Disk::new(),
+            wall,
+            node: None,
+            paused_until: Duration::ZERO,
+            is_full: false,
+            down_since: Duration::ZERO,
+            fenced: None,
+        }
+    }
+
+    pub(crate) const fn id(host: &Self) -> StoreId {
+        host.store
     }
 
     /// The durable bound of the clock, which a start has to wait for (leases 2.7).
@@ -176,6 +194,9 @@ impl Host {
         let peers = self.carry_out(env, effects, Timestamp::ZERO);
         if let Some(peers) = peers {
             self.step_liveness(env, LivenessEvent::Peers(peers));
+        }
+        if self.is_full {
+            self.tell(env, Event::DiskFull(true));
         }
         self.plan_turn(env, Duration::ZERO);
         self.step_liveness(env, LivenessEvent::Tick);
@@ -276,6 +297,7 @@ impl Host {
                 }
                 Effect::Reply { token, result } => env.wants.push(Want::Answer { token, sent, result }),
                 Effect::Lead { descriptor } => env.wants.push(Want::Lead(descriptor)),
+                Effect::Confirm { range, key } => env.wants.push(Want::Confirm(range, key)),
                 Effect::Lost { range, why } => env.wants.push(Want::Lost { range, why }),
                 Effect::Count(what, by) => env.wants.push(Want::Count(what, by)),
                 Effect::Flush => {

@@ -9,6 +9,7 @@ use flotilla_types::{RangeId, StoreId};
 use rand::Rng;
 
 use crate::clients::{Answers, Ended, Op, draw, in_doubt, key, perform};
+use crate::driver::Driver;
 use crate::faults::{self, Fault, Profile};
 use crate::history::{History, Told};
 use crate::time::lock;
@@ -53,6 +54,9 @@ pub struct Report {
 enum Plan {
     Client(usize),
     Fault,
+    Damage,
+    /// The placement driver looks.
+    Look,
     Ends(Fault),
     Change,
 }
@@ -75,6 +79,7 @@ struct Run {
     history: History,
     operations: u64,
     ops_made: u64,
+    driver: Driver,
     next_range: u64,
     /// No faults, operations and changes begin any more.
     ending: bool,
@@ -114,6 +119,7 @@ impl Run {
             history: History::default(),
             operations: 0,
             ops_made: 0,
+            driver: Driver::default(),
             next_range: 100,
             ending: false,
         };
@@ -122,6 +128,11 @@ impl Run {
         }
         run.plan(Duration::from_secs(4), Plan::Fault);
         run.plan(Duration::from_secs(3), Plan::Change);
+        run.plan(Duration::from_secs(2), Plan::Look);
+        if profile.damage {
+            let when = run.world.random.random_range(5_000..40_000);
+            run.plan(Duration::from_millis(when), Plan::Damage);
+        }
         run
     }
 
@@ -145,7 +156,14 @@ impl Run {
 
     fn act(&mut self, plan: Plan) {
         match plan {
-            Plan::Ends(fault) => self.world.relent(&fault),
+            Plan::Ends(fault) => {
+                self.world.relent(&fault);
+                self.forget_the_dead();
+            }
+            Plan::Look => {
+                self.driver.look(&mut self.world);
+                self.plan(Duration::from_secs(1), Plan::Look);
+            }
             _ if self.ending => {}
             Plan::Client(client) => self.operate(client),
             Plan::Fault => {
@@ -156,6 +174,13 @@ impl Run {
                 self.plan(lasts, Plan::Ends(fault));
                 let pause = self.profile.every.mul_f64(self.world.random.random_range(0.2..2.0));
                 self.plan(pause, Plan::Fault);
+            }
+            Plan::Damage => {
+                let stores: Vec<_> = self.world.hosts.keys().copied().collect();
+                let (fault, lasts) = faults::draw_damage(&mut self.world.random, &stores);
+                self.world.strike(&fault, lasts);
+                self.forget_the_dead();
+                self.plan(lasts, Plan::Ends(fault));
             }
             Plan::Change => {
                 self.change_a_range();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use flotilla_kv::{SendError, Transport};
-use flotilla_types::{Generation, RangeDescriptor, RangeReply, RangeRequest, StoreId};
+use flotilla_types::{Generation, RangeDescriptor, RangeId, RangeReply, RangeRequest, StoreId};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
@@ -17,8 +17,22 @@ type Answer = Result<RangeReply, SendError>;
 
 /// What routers want of the world.
 pub(crate) enum Wish {
-    Send { gateway: StoreId, to: StoreId, call: CallId, request: Box<RangeRequest> },
-    Root { gateway: StoreId, answer: oneshot::Sender<Result<RangeDescriptor, String>> },
+    Send {
+        gateway: StoreId,
+        to: StoreId,
+        call: CallId,
+        request: Box<RangeRequest>,
+    },
+    /// A record was read for a range of the gateway's store.
+    Confirmed {
+        gateway: StoreId,
+        range: RangeId,
+        current: Box<RangeDescriptor>,
+    },
+    Root {
+        gateway: StoreId,
+        answer: oneshot::Sender<Result<RangeDescriptor, String>>,
+    },
 }
 
 #[derive(Default)]
@@ -35,6 +49,11 @@ pub(crate) struct Outbox(Arc<Mutex<Inner>>);
 impl Outbox {
     pub(crate) fn take(&self) -> Vec<Wish> {
         std::mem::take(&mut lock(&self.0).wishes)
+    }
+
+    /// Something for the world.
+    pub(crate) fn wish(&self, wish: Wish) {
+        lock(&self.0).wishes.push(wish);
     }
 
     /// Answers a call, if somebody still waits.

@@ -6,7 +6,7 @@
 //! ```
 //! Time jumps from one event to the next, so that quiet minutes cost nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use flotilla_range::liveness::LivenessEvent;
 use flotilla_range::message::SnapshotId;
 use flotilla_storage::engine::Engine;
 use flotilla_storage::log::{LogBatch, LogStore};
-use flotilla_types::{KeySpan, RangeDescriptor, RangeId, RangeReply, StoreId, Timestamp};
+use flotilla_types::{Key, KeySpan, RangeDescriptor, RangeId, RangeReply, StoreId, Timestamp};
 use futures::channel::oneshot;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -68,6 +68,10 @@ pub(crate) struct World {
     pub(crate) executor: Executor,
     pub(crate) trace: Trace,
     pub(crate) invariants: Invariants,
+    /// Replicas whose log or data was damaged on purpose.
+    pub(crate) damaged: BTreeSet<(StoreId, RangeId)>,
+    /// Replicas that are out of order and have to be replaced.
+    pub(crate) lost: Arc<Mutex<BTreeSet<(StoreId, RangeId)>>>,
     /// How changes of ranges ended, by kind.
     pub(crate) changes: Changes,
     /// What went wrong, first things first.
@@ -93,6 +97,8 @@ impl World {
             executor: Executor::default(),
             trace: Trace::default(),
             invariants: Invariants::default(),
+            damaged: BTreeSet::new(),
+            lost: Arc::default(),
             changes: Arc::default(),
             failures: Vec::new(),
             outbox: Outbox::default(),
@@ -249,6 +255,7 @@ impl World {
                 }
                 self.send(store, gateway, sent, Post::Reply(call, result));
             }
+            Want::Confirm(range, key) => self.confirm(store, range, key),
             Want::Lead(descriptor) => self.keep_meta(store, descriptor),
             Want::Lost { range, why } => self.replica_lost(store, range, &why),
             Want::Count(what, by) => {
@@ -364,6 +371,10 @@ impl World {
                         }
                     }
                 }
+                Wish::Confirmed { gateway, range, current } => {
+                    self.trace.count("records confirmed");
+                    self.tell(gateway, Event::Confirmed { range, current: *current });
+                }
                 Wish::Root { gateway, answer } => {
                     let found = self.find_root(gateway).ok_or_else(|| "nobody who is reached knows it".to_owned());
                     self.plan(Duration::from_millis(2), Happening::Root(answer, found));
@@ -399,6 +410,7 @@ impl World {
             self.trace.count("crashes that lost log batches");
         }
         host.paused_until = Duration::ZERO;
+        host.down_since = self.time.now();
         self.executor.drop_tasks_of(store);
         self.outbox.forget(store);
         self.note(&format!("{store} crashes"));
@@ -471,7 +483,23 @@ impl World {
     /// A replica gave up. Only a disk that lost something may be the cause.
     fn replica_lost(&mut self, store: StoreId, range: RangeId, why: &str) {
         self.trace.count("replicas lost");
-        self.fail(format!("{range} is lost on {store}: {why}"));
+        self.note(&format!("{range} is lost on {store}: {why}"));
+        if !self.damaged.contains(&(store, range)) {
+            self.fail(format!("{range} is lost on {store}: {why}"));
+        }
+        crate::time::lock(&self.lost).insert((store, range));
+    }
+
+    /// Reads the record of a range for one of its replicas that hears nothing any more.
+    fn confirm(&mut self, store: StoreId, range: RangeId, key: Key) {
+        let Some(node) = self.node(store) else { return };
+        let (router, outbox) = (node.router.clone(), self.outbox.clone());
+        self.executor.spawn(store, async move {
+            let deadline = router.clock().mono() + Duration::from_secs(10);
+            if let Ok(current) = router.owner(&key, deadline).await {
+                outbox.wish(Wish::Confirmed { gateway: store, range, current: Box::new(current) });
+            }
+        });
     }
 
     /// What the keeper of a node does: writes the newest descriptor's record until it is there.

@@ -13,9 +13,11 @@ use crate::log::{LogBatch, LogEntry, LogFatal, LogHead, LogOp, LogPos, LogSeq, L
 struct RangeLog {
     head: LogHead,
     entries: BTreeMap<LogIndex, LogEntry>,
+    /// Reading these finds damage.
+    damaged: Option<LogIndex>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Inner {
     ranges: BTreeMap<RangeId, RangeLog>,
     metas: BTreeMap<MetaKey, Bytes>,
@@ -35,6 +37,22 @@ impl MemoryLog {
         Self::default()
     }
 
+    /// A copy of the disk as it is now.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        Self { inner: Mutex::new(self.lock().clone()) }
+    }
+
+    /// A flipped bit: this entry cannot be read any more. Says whether it is there.
+    pub fn damage(&self, range: RangeId, index: LogIndex) -> bool {
+        let mut inner = self.lock();
+        let Some(log) = inner.ranges.get_mut(&range).filter(|log| log.entries.contains_key(&index)) else {
+            return false;
+        };
+        log.damaged = Some(index);
+        true
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -52,7 +70,7 @@ impl Inner {
                 let (replica, birth, hard) = (*replica, *birth, *hard);
                 let head =
                     LogHead { replica, birth, hard, hard_last: *trunc, promise: None, trunc: *trunc, last: *trunc };
-                self.ranges.insert(*range, RangeLog { head, entries: BTreeMap::new() });
+                self.ranges.insert(*range, RangeLog { head, entries: BTreeMap::new(), damaged: None });
             }
             LogOp::Append { range, entries } => return self.range(*range)?.append(*range, entries),
             LogOp::Hard { range, hard } => {
@@ -127,6 +145,11 @@ impl LogStore for MemoryLog {
                 "{range}: entries up to {to} of a log that ends at {}",
                 log.head.last.index
             )));
+        }
+        if let Some(index) =
+            log.damaged.filter(|index| from <= *index && *index < to && log.entries.contains_key(index))
+        {
+            return Err(ReadLogError::Damaged(format!("{range}: the checksum of entry {index} does not match")));
         }
         let mut bytes = 0;
         let fits = |entry: &&LogEntry| {
