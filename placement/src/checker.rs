@@ -78,6 +78,8 @@ pub enum Urgency {
     Add,
     /// There are more voters than wanted.
     Remove,
+    /// A learner is left on a dead store: whoever wanted it gone ended before that was done.
+    Tidy,
 }
 
 /// What should become of a range. The range itself goes there step by step, moving its leader off a replica before
@@ -199,7 +201,7 @@ fn need(descriptor: &RangeDescriptor, room: &Room<'_>) -> Option<Urgency> {
     match voters.len() {
         few if few < room.config.voters => Some(Urgency::Add),
         many if many > room.config.voters => Some(Urgency::Remove),
-        _ => None,
+        _ => descriptor.replicas.iter().any(|replica| !room.lives(replica.store)).then_some(Urgency::Tidy),
     }
 }
 
@@ -207,7 +209,7 @@ fn need(descriptor: &RangeDescriptor, room: &Room<'_>) -> Option<Urgency> {
 fn operator(descriptor: &RangeDescriptor, urgency: Urgency, room: &mut Room<'_>) -> Option<Operator> {
     let voters: Vec<StoreId> = descriptor.voters_incoming().map(|replica| replica.store).collect();
     let target = match urgency {
-        Urgency::FinishJoint => voters.clone(),
+        Urgency::FinishJoint | Urgency::Tidy => voters.clone(),
         Urgency::Remove => without_the_least_diverse(&voters, room),
         Urgency::OneFromLoss | Urgency::Replace | Urgency::Add => filled_up(descriptor, &voters, room)?,
     };

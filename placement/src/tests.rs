@@ -53,6 +53,18 @@ fn two_stores_hold_one_voter_because_two_tolerate_no_more() {
 }
 
 #[test]
+fn a_learner_left_on_a_dead_store_is_removed() {
+    let mut view = View {
+        stores: vec![store(1, "", Up), store(2, "", Up), store(3, "", Up), store(4, "", Up)],
+        ranges: vec![range(1, &[1, 2, 3, 4])],
+    };
+    view.ranges[0].descriptor.replicas[3].kind = ReplicaKind::Learner;
+    assert_eq!(targets(&view), [], "on a store that lives it may be on its way to become a voter");
+    view.stores[3].state = Dead;
+    assert_eq!(targets(&view), [(1, Urgency::Tidy, vec![1, 2, 3])]);
+}
+
+#[test]
 fn a_dead_replica_is_replaced_when_there_is_a_spare_store_and_kept_when_there_is_none() {
     let mut view = View {
         stores: vec![store(1, "", Up), store(2, "", Dead), store(3, "", Up)],
