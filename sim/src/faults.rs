@@ -162,7 +162,7 @@ impl World {
                 if let Some(range) = hit {
                     self.trace.count("damaged log entries");
                     self.note(&format!("an entry of {range} on {store} is damaged"));
-                    self.damaged.insert((*store, range));
+                    self.damaged.insert(*store);
                 }
                 self.restart(*store, lasts);
             }

@@ -69,8 +69,9 @@ struct Open {
     op: Op,
 }
 
-struct Run {
-    world: World,
+/// A seed under way.
+pub(crate) struct Run {
+    pub(crate) world: World,
     profile: Profile,
     plans: BTreeMap<u64, Plan>,
     next_plan: u64,
@@ -142,7 +143,7 @@ impl Run {
         self.world.call_back(after, self.next_plan);
     }
 
-    fn go_until(&mut self, limit: Duration) {
+    pub(crate) fn go_until(&mut self, limit: Duration) {
         while self.world.failures.is_empty()
             && let Some(due) = self.world.step(limit)
         {
@@ -343,10 +344,10 @@ impl Run {
     fn verify(&mut self) {
         self.world.heal();
         self.forget_the_dead();
-        crate::verify::leased_in_time(&mut self.world);
+        crate::verify::leased_in_time(self);
         self.read_everything();
-        crate::verify::replicas_equal(&mut self.world);
-        crate::verify::records_cover_all(&mut self.world);
+        crate::verify::replicas_equal(self);
+        crate::verify::records_cover_all(self);
     }
 
     /// Every key once more: what these reads see is judged with the rest.
@@ -361,8 +362,7 @@ impl Run {
             self.world.executor.spawn(gateway, task);
             let (limit, before) = (began + Duration::from_secs(10), self.operations);
             while self.operations == before && self.world.now() < limit && self.world.failures.is_empty() {
-                let _ = self.world.step(limit);
-                self.take_answers();
+                self.go_until((self.world.now() + Duration::from_millis(20)).min(limit));
             }
             if self.operations == before {
                 self.world.fail(format!("{} cannot be read although all is healed", key(n)));

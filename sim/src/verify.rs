@@ -9,6 +9,7 @@ use flotilla_storage::engine::Engine;
 use flotilla_types::{Key, KeySpan, LogIndex, RangeDescriptor, RangeId, ReplicaDescriptor, StoreId};
 
 use crate::node::TIMES;
+use crate::run::Run;
 use crate::time::lock;
 use crate::world::World;
 
@@ -35,28 +36,30 @@ fn led(world: &World) -> BTreeMap<RangeId, StoreId> {
 }
 
 /// Goes on until it holds, or the time is over.
-fn within(world: &mut World, time: Duration, mut holds: impl FnMut(&World) -> bool) -> bool {
-    let limit = world.now() + time;
+fn within(run: &mut Run, time: Duration, mut holds: impl FnMut(&World) -> bool) -> bool {
+    let limit = run.world.now() + time;
     loop {
-        if holds(world) {
+        if holds(&run.world) {
             return true;
         }
-        if world.now() >= limit || !world.failures.is_empty() {
+        if run.world.now() >= limit || !run.world.failures.is_empty() {
             return false;
         }
-        let until = (world.now() + Duration::from_millis(100)).min(limit);
-        while world.step(until).is_some() {}
+        let until = (run.world.now() + Duration::from_millis(100)).min(limit);
+        run.go_until(until);
     }
 }
 
 /// Every range has a leader again, in time.
-pub(crate) fn leased_in_time(world: &mut World) {
+pub(crate) fn leased_in_time(run: &mut Run) {
     let all_led = |world: &World| {
         let led = led(world);
         ranges(world).keys().all(|range| led.contains_key(range))
     };
-    let began = world.now();
-    if within(world, LEASED_WITHIN, all_led) {
+    let began = run.world.now();
+    let in_time = within(run, LEASED_WITHIN, all_led);
+    let world = &mut run.world;
+    if in_time {
         let took = world.now() - began;
         world.note(&format!("all led after {:.1} s", took.as_secs_f64()));
     } else if world.failures.is_empty() {
@@ -80,9 +83,9 @@ fn hashes(world: &World, range: &RangeDescriptor) -> BTreeMap<StoreId, Option<(L
 }
 
 /// All replicas of each range hold the same.
-pub(crate) fn replicas_equal(world: &mut World) {
+pub(crate) fn replicas_equal(run: &mut Run) {
     let mut last = Vec::new();
-    let equal = within(world, Duration::from_secs(20), |world| {
+    let equal = within(run, Duration::from_secs(40), |world| {
         last.clear();
         for range in ranges(world).values() {
             let hashes = hashes(world, range);
@@ -93,41 +96,39 @@ pub(crate) fn replicas_equal(world: &mut World) {
         }
         last.is_empty()
     });
-    if !equal && world.failures.is_empty() {
-        world.fail(format!("replicas are not equal after 20 quiet seconds: {last:?}"));
+    if !equal && run.world.failures.is_empty() {
+        run.world.fail(format!("replicas are not equal after 40 quiet seconds: {last:?}"));
     }
 }
 
 /// The addressing records name an owner for every key, and no key twice.
-pub(crate) fn records_cover_all(world: &mut World) {
+pub(crate) fn records_cover_all(run: &mut Run) {
     for _ in 0..20 {
-        let Some(answer) = read_records(world) else { continue };
-        let truth = ranges(world);
-        let wrong = judge(&answer, &truth);
-        if wrong.is_none() || !world.failures.is_empty() {
+        let Some(answer) = read_records(run) else { continue };
+        let wrong = judge(&answer, &ranges(&run.world));
+        if wrong.is_none() || !run.world.failures.is_empty() {
             return;
         }
-        let until = world.now() + Duration::from_secs(1);
-        while world.step(until).is_some() {}
-        world.note(&format!("records: {}", wrong.unwrap_or_default()));
+        run.world.note(&format!("records: {}", wrong.unwrap_or_default()));
+        let until = run.world.now() + Duration::from_secs(1);
+        run.go_until(until);
     }
-    if world.failures.is_empty() {
-        let answer = read_records(world);
-        world.fail(format!("the addressing records do not become true: {answer:?}, but {:?}", ranges(world)));
+    if run.world.failures.is_empty() {
+        let (answer, truth) = (read_records(run), ranges(&run.world));
+        run.world.fail(format!("the addressing records do not become true: {answer:?}, but {truth:?}"));
     }
 }
 
-fn read_records(world: &mut World) -> Option<Vec<RangeDescriptor>> {
-    let gateway = world.up().first().copied()?;
-    let router = world.node(gateway)?.router.clone();
-    let (deadline, told) = (world.now() + Duration::from_secs(10), Arc::new(Mutex::new(None)));
+fn read_records(run: &mut Run) -> Option<Vec<RangeDescriptor>> {
+    let gateway = run.world.up().first().copied()?;
+    let router = run.world.node(gateway)?.router.clone();
+    let (deadline, told) = (run.world.now() + Duration::from_secs(10), Arc::new(Mutex::new(None)));
     let tell = Arc::clone(&told);
-    world.executor.spawn(gateway, async move {
+    run.world.executor.spawn(gateway, async move {
         let found = router.ranges(&KeySpan::ALL, deadline).await;
         *lock(&tell) = Some(found);
     });
-    let read = |_: &World| lock(&told).is_some();
-    within(world, Duration::from_secs(11), read);
+    within(run, Duration::from_secs(11), |_| lock(&told).is_some());
     let answer = lock(&told).take();
     answer.and_then(Result::ok)
 }

@@ -68,8 +68,8 @@ pub(crate) struct World {
     pub(crate) executor: Executor,
     pub(crate) trace: Trace,
     pub(crate) invariants: Invariants,
-    /// Replicas whose log or data was damaged on purpose.
-    pub(crate) damaged: BTreeSet<(StoreId, RangeId)>,
+    /// Stores whose log was damaged on purpose: of the range, or of the parent that it was to be born from.
+    pub(crate) damaged: BTreeSet<StoreId>,
     /// Replicas that are out of order and have to be replaced.
     pub(crate) lost: Arc<Mutex<BTreeSet<(StoreId, RangeId)>>>,
     /// How changes of ranges ended, by kind.
@@ -484,7 +484,7 @@ impl World {
     fn replica_lost(&mut self, store: StoreId, range: RangeId, why: &str) {
         self.trace.count("replicas lost");
         self.note(&format!("{range} is lost on {store}: {why}"));
-        if !self.damaged.contains(&(store, range)) {
+        if !self.damaged.contains(&store) {
             self.fail(format!("{range} is lost on {store}: {why}"));
         }
         crate::time::lock(&self.lost).insert((store, range));
