@@ -10,7 +10,7 @@ use flotilla_placement::{CheckerConfig, RangeView, StoreState, StoreView, View, 
 use flotilla_types::{ConfTarget, KeySpan, Locality, RangeDescriptor, RangeId, StoreId};
 
 use crate::time::lock;
-use crate::world::World;
+use crate::world::{Changes, World};
 
 const SYSTEM: RangeId = RangeId(3);
 const SUSPECT_AFTER: Duration = Duration::from_secs(3);
@@ -48,7 +48,9 @@ impl Driver {
         let Some((_, _, pending)) = &self.runs else { return };
         let Some(node) = world.node(here) else { return };
         let (router, stores, lost) = (node.router.clone(), states(world), Arc::clone(&world.lost));
-        world.executor.spawn(here, operate(router, stores, lost, Arc::clone(pending), world.seed));
+        world
+            .executor
+            .spawn(here, operate(router, stores, lost, Arc::clone(pending), Arc::clone(&world.changes), world.seed));
     }
 
     /// A machine whose disk lost something comes back under another name only.
@@ -80,7 +82,7 @@ fn states(world: &World) -> Vec<StoreView> {
 }
 
 /// One look: reads the records, and begins what the checker wants.
-async fn operate(router: Router, stores: Vec<StoreView>, lost: Lost, pending: Pending, seed: u64) {
+async fn operate(router: Router, stores: Vec<StoreView>, lost: Lost, pending: Pending, changes: Changes, seed: u64) {
     let deadline = router.clock().mono() + Duration::from_secs(5);
     let Ok(ranges) = router.ranges(&KeySpan::ALL, deadline).await else { return };
     let mut seen = BTreeSet::new();
@@ -118,7 +120,9 @@ async fn operate(router: Router, stores: Vec<StoreView>, lost: Lost, pending: Pe
         lock(&pending).insert(range.range, target.clone());
         let deadline = router.clock().mono() + OPERATOR_TIME;
         // What was not reached is decided anew at the next look.
-        let _ = router.change_replicas(&range.span.start, target, deadline).await;
+        let what = format!("{} to {:?}", range.range, target.voters);
+        let done = router.change_replicas(&range.span.start, target, deadline).await;
+        lock(&changes).push(("operators", what, done.map(drop)));
         lock(&pending).remove(&range.range);
     }
 }

@@ -210,6 +210,7 @@ impl Run {
     }
 
     fn take_answers(&mut self) {
+        self.world.count_changes();
         let ended: Vec<Ended> = std::mem::take(&mut *lock(&self.answers));
         for ended in ended {
             let Some(open) = self.clients[ended.client].take() else { continue };
@@ -281,15 +282,15 @@ impl Run {
                 self.next_range += 1;
                 let right = RangeId(self.next_range);
                 self.world.executor.spawn(gateway, async move {
-                    let done = router.split(&at, right, deadline).await;
-                    lock(&told).push(("splits", done.map(drop)));
+                    let (done, what) = (router.split(&at, right, deadline).await, at.to_string());
+                    lock(&told).push(("splits", what, done.map(drop)));
                 });
             }
             1 => {
                 let to = all[self.world.random.random_range(0..all.len())];
                 self.world.executor.spawn(gateway, async move {
-                    let done = router.transfer(&at, to, deadline).await;
-                    lock(&told).push(("transfers", done));
+                    let (done, what) = (router.transfer(&at, to, deadline).await, format!("{at} to {to}"));
+                    lock(&told).push(("transfers", what, done));
                 });
             }
             _ => {
@@ -300,8 +301,9 @@ impl Run {
                 let target =
                     flotilla_types::ConfTarget { voters: voters.into_iter().collect(), learners: Default::default() };
                 self.world.executor.spawn(gateway, async move {
+                    let what = format!("{at} to {:?}", target.voters);
                     let done = router.change_replicas(&at, target, deadline).await;
-                    lock(&told).push(("membership changes", done.map(drop)));
+                    lock(&told).push(("membership changes", what, done.map(drop)));
                 });
             }
         }
@@ -317,7 +319,6 @@ impl Run {
         if self.world.failures.is_empty() {
             self.verify();
         }
-        self.world.count_changes();
         for client in 0..CLIENTS {
             if let Some(open) = self.clients[client].take() {
                 let (told, at) = (in_doubt(&open.op), self.world.now());

@@ -55,8 +55,8 @@ enum Happening {
     Planned(u64),
 }
 
-/// What became of changes of ranges: their kind, and how they ended.
-pub(crate) type Changes = Arc<Mutex<Vec<(&'static str, Result<(), KvError>)>>>;
+/// What became of changes of ranges: their kind, what was wanted, and how they ended.
+pub(crate) type Changes = Arc<Mutex<Vec<(&'static str, String, Result<(), KvError>)>>>;
 
 /// See the module's page.
 pub(crate) struct World {
@@ -468,12 +468,17 @@ impl World {
     /// Counts the changes of ranges that ended, by how.
     pub(crate) fn count_changes(&mut self) {
         let ended = std::mem::take(&mut *crate::time::lock(&self.changes));
-        for (kind, result) in ended {
+        for (kind, what, result) in ended {
+            if let Err(why) = &result {
+                self.note(&format!("{kind} ({what}): {why}"));
+            }
             self.trace.count(match (kind, result) {
                 ("splits", Ok(())) => "splits",
                 ("splits", Err(_)) => "splits that failed",
                 ("transfers", Ok(())) => "transfers",
                 ("transfers", Err(_)) => "transfers that failed",
+                ("operators", Ok(())) => "operators",
+                ("operators", Err(_)) => "operators that failed",
                 (_, Ok(())) => "membership changes",
                 (_, Err(_)) => "membership changes that failed",
             });
