@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod clients;
+mod cluster;
 mod disk;
 mod driver;
 mod executor;
@@ -30,5 +31,6 @@ mod transport;
 mod verify;
 mod world;
 
+pub use cluster::{Answer, Cluster};
 pub use history::History;
 pub use run::{Options, Report, run};

@@ -13,7 +13,8 @@ use futures::future::BoxFuture;
 use crate::network::CallId;
 use crate::time::lock;
 
-type Answer = Result<RangeReply, SendError>;
+/// What a store answers, or why nothing came.
+pub(crate) type Answer = Result<RangeReply, SendError>;
 
 /// What routers want of the world.
 pub(crate) enum Wish {
@@ -56,6 +57,16 @@ impl Outbox {
         lock(&self.0).wishes.push(wish);
     }
 
+    /// A call that a test makes itself.
+    pub(crate) fn call(&self, gateway: StoreId) -> (CallId, oneshot::Receiver<Answer>) {
+        let (sender, receiver) = oneshot::channel();
+        let mut inner = lock(&self.0);
+        inner.next += 1;
+        let call = CallId(inner.next);
+        inner.calls.insert(call, (gateway, sender));
+        (call, receiver)
+    }
+
     /// Answers a call, if somebody still waits.
     pub(crate) fn answer(&self, call: CallId, answer: Answer) {
         let found = lock(&self.0).calls.remove(&call);
@@ -79,12 +90,8 @@ pub(crate) struct SimTransport {
 
 impl Transport for SimTransport {
     fn send(&self, to: StoreId, request: RangeRequest) -> BoxFuture<'static, Answer> {
-        let (sender, receiver) = oneshot::channel();
-        let mut inner = lock(&self.outbox.0);
-        inner.next += 1;
-        let call = CallId(inner.next);
-        inner.calls.insert(call, (self.gateway, sender));
-        inner.wishes.push(Wish::Send { gateway: self.gateway, to, call, request: Box::new(request) });
+        let (call, receiver) = self.outbox.call(self.gateway);
+        self.outbox.wish(Wish::Send { gateway: self.gateway, to, call, request: Box::new(request) });
         receiver.map(|got| got.unwrap_or_else(|_| Err(SendError::Lost("the gateway has ended".to_owned())))).boxed()
     }
 

@@ -17,7 +17,10 @@ use flotilla_range::liveness::LivenessEvent;
 use flotilla_range::message::SnapshotId;
 use flotilla_storage::engine::Engine;
 use flotilla_storage::log::{LogBatch, LogStore};
-use flotilla_types::{Key, KeySpan, RangeDescriptor, RangeId, RangeReply, StoreId, Timestamp};
+use flotilla_types::{
+    Command, Key, KeySpan, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, Read, ReadAt, Reply,
+    StoreId, Timestamp,
+};
 use futures::channel::oneshot;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -250,7 +253,7 @@ impl World {
                 if by != store {
                     return self.fail(format!("{store} answered {token:?}, which was asked of {by}"));
                 }
-                if let Err(flotilla_types::RangeError::Ambiguous { .. }) = &result {
+                if let Err(RangeError::Ambiguous { .. }) = &result {
                     self.trace.count("ambiguous answers");
                 }
                 self.send(store, gateway, sent, Post::Reply(call, result));
@@ -401,6 +404,40 @@ impl World {
     /// Stores whose process runs.
     pub(crate) fn up(&self) -> Vec<StoreId> {
         self.hosts.iter().filter(|(_, host)| host.node.is_some()).map(|(store, _)| *store).collect()
+    }
+
+    /// Asks a store for a key, past every router, and waits for its answer.
+    pub(crate) fn ask_store(
+        &mut self,
+        store: StoreId,
+        key: &Key,
+        patience: Duration,
+    ) -> Option<Result<Option<String>, RangeError>> {
+        let status = self.node(store)?.fleet.status();
+        let range = status.iter().find(|status| status.descriptor.span.contains(key))?.descriptor.range;
+        let command = Command::Read { at: ReadAt::Leaseholder, read: Read::Get { key: key.clone() } };
+        let (call, answered) = self.outbox.call(store);
+        self.numbers += 1;
+        let token = Token(self.numbers);
+        self.open.insert(token, (store, store, call));
+        self.tell(store, Event::Request { token, request: RangeRequest { range, timeout: patience, command } });
+        let told = Arc::new(Mutex::new(None));
+        let tell = Arc::clone(&told);
+        self.executor.spawn(store, async move {
+            *crate::time::lock(&tell) = answered.await.ok();
+        });
+        let limit = self.now() + patience;
+        while crate::time::lock(&told).is_none() && self.step(limit).is_some() {}
+        let answer = crate::time::lock(&told).take()?;
+        let text = |reply: RangeReply| match reply.reply {
+            Reply::Get(row) => row.map(|row| String::from_utf8_lossy(&row.value).into_owned()),
+            _ => None,
+        };
+        match answer {
+            Ok(reply) => Some(Ok(text(reply))),
+            Err(SendError::Range(error)) => Some(Err(error)),
+            Err(_) => None,
+        }
     }
 
     /// A crash of the machine.

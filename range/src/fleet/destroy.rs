@@ -102,11 +102,12 @@ impl Fleet {
 
     /// The owner of the range's start key, read consistently.
     pub(super) fn confirmed(&mut self, ctx: &Ctx<'_>, range: RangeId, current: &RangeDescriptor, turn: &mut Turn) {
-        let Some(replica) = self.replicas.get(&range) else { return };
-        let mine = &replica.state.descriptor;
-        let (me, newer) = (replica.id(), current.generation >= mine.generation);
-        if current.range == range && newer && current.replica(me).is_none() {
-            self.destroy(ctx, range, me.next(), turn);
+        let live = self.replicas.get(&range).map(|replica| (replica.id(), &replica.state.descriptor));
+        let Some((me, mine)) = live.or_else(|| self.lost.get(&range).map(|lost| (lost.me, &lost.descriptor))) else {
+            return;
+        };
+        if current.range == range && current.generation >= mine.generation && current.replica(me).is_none() {
+            self.told_removed(ctx, range, me.next(), turn);
         }
     }
 

@@ -64,6 +64,9 @@ impl Fleet {
             replica.asked = ctx.mono;
             let key = replica.state.descriptor.span.start.clone();
             turn.effects.push(Effect::Confirm { range, key });
+        } else if let Some(lost) = self.lost.get(&range) {
+            let key = lost.descriptor.span.start.clone();
+            turn.effects.push(Effect::Confirm { range, key });
         }
     }
 

@@ -180,11 +180,6 @@ mod tests {
         entry.context = Bytes::new();
         assert!(!is_whole(RangeId(7), &entry));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     /// What the library's batching of appends made of an empty append and an entry below it: the simulation saw a
     /// follower acknowledge index 128 with a log that ended at 127, and the leader commit by it.

@@ -150,14 +150,7 @@ fn f5_a_heartbeat_beyond_the_log_loses_the_replica_and_not_the_node() {
 #[test]
 fn a_panic_of_the_library_loses_the_replica() {
     let mut net = led();
-    let committed = net.group(2).committed().0;
-    // A conflicting entry at a committed index: the library calls that fatal.
-    post(&mut net, 1, 2, MessageType::MsgAppend, 6, |m| {
-        (m.index, m.log_term, m.commit) = (committed, 6, committed + 50);
-        let mut entry = raft::eraftpb::Entry::default();
-        (entry.index, entry.term) = (committed - 1, 9);
-        m.set_entries(vec![entry].into());
-    });
+    net.with(2, |group, ctx| group.guard(ctx, |_| -> () { panic!("as the library does when it cannot go on") }));
     assert!(matches!(net.group(2).lost(), Some(LossReason::Panic(_))));
     assert!(net.with(2, |group, ctx| group.ready(ctx)).is_none());
 }
