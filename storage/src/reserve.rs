@@ -1,5 +1,5 @@
 //! A file that only takes up room: deleted when the disk is nearly full, so that the log can still be written while
-//! writes are refused and a person makes room (docs/durability.md, "Crash matrix and damage").
+//! writes are refused and a person makes room (docs/durability.md, "A full disk").
 
 use std::fs::{self, File};
 use std::io;

@@ -8,7 +8,7 @@
 //! kv/     the engine        log/    the raft log        reserve    room for hard times
 //! ```
 //! A directory is never repaired and nothing is made over something that lies there: every refusal says what was found
-//! and what a person can do (docs/durability.md, "Crashes and damage").
+//! and what a person can do (docs/durability.md, "The directory, and a start").
 
 use std::fs::{self, File};
 use std::io;

@@ -1,4 +1,4 @@
-//! The disk's room: a reserve for hard times, and a watch over what is left (docs/durability.md, "Crashes and damage").
+//! The disk's room: a reserve for hard times, and a watch over what is left (docs/durability.md, "A full disk").
 //!
 //! ```text
 //!  free ≥ watermark                 everything is allowed
