@@ -387,7 +387,10 @@ impl Replica {
     ) {
         let payload = Payload { term: self.group.term(), commands };
         match self.group.propose(ctx, payload.encode(self.state.descriptor.range)) {
-            Ok(pos) => self.proposed.insert(pos.index, pos.term, ctx.mono, callers),
+            Ok(pos) => {
+                self.proposed.insert(pos.index, pos.term, ctx.mono, callers);
+                effects.push(Effect::Count("flotilla_proposals_total", 1));
+            }
             Err(refused) => {
                 // Nothing was appended, so nothing was done.
                 let error = match refused {

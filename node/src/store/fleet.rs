@@ -69,6 +69,8 @@ pub(super) struct FleetLoop {
 /// What the loop remembers from turn to turn.
 struct Running {
     callers: Callers,
+    /// The last turn could not read the clock: nothing is due before the bound has risen, which wakes the loop.
+    mute: bool,
     sample: Option<Sample>,
     submitted: Ticket,
     persisted: Ticket,
@@ -86,6 +88,7 @@ impl FleetLoop {
         let now = Instant::now();
         let mut running = Running {
             callers: Callers::default(),
+            mute: false,
             sample: None,
             submitted: Ticket(0),
             persisted: Ticket(0),
@@ -114,6 +117,9 @@ impl FleetLoop {
 
     fn wake_at(&self, running: &Running) -> Instant {
         let now = Instant::now();
+        if running.mute {
+            return now + TURN_EVERY;
+        }
         if self.fleet.has_work() {
             return now;
         }
@@ -125,7 +131,9 @@ impl FleetLoop {
     fn turn(&mut self, batch: &mut Batch, events: &mut Vec<Event>, running: &mut Running) -> Result<(), Failure> {
         self.await_log(events, running);
         // Read after the mailbox was emptied, so that it lies above every reading that came with a message.
-        let Ok(hlc) = self.clock.now() else {
+        let reading = self.clock.now();
+        running.mute = reading.is_err();
+        let Ok(hlc) = reading else {
             self.meters.mute_turns.increment(1);
             self.mute(batch);
             return Ok(());

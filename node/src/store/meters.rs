@@ -65,7 +65,7 @@ impl LogMeters {
         Self {
             sync: histogram!("flotilla_log_sync_seconds"),
             submissions: histogram!("flotilla_log_batch_submissions"),
-            syncs: counter!("flotilla_log_syncs_total"),
+            syncs: counter!("flotilla_fsyncs_total"),
         }
     }
 }
