@@ -542,7 +542,9 @@ impl Fleet {
         if let Some(why) = replica.newly_lost() {
             turn.effects.push(Effect::Lost { range, why });
             replica.role_changed(replica.group.role(), &mut turn.effects);
+            self.lose_unborn_of(range, turn);
         }
+        let Some(replica) = self.replicas.get_mut(&range) else { return };
         // A leader that was just elected, and requests whose latches came free, go on in the next turn, on an engine that
         // shows what this one wrote.
         if replica.has_work() || replica.group.needs_lease_start() {

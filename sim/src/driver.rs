@@ -94,25 +94,30 @@ async fn operate(router: Router, stores: Vec<StoreView>, lost: Lost, pending: Pe
         let views = ranges.iter().map(|range| RangeView { descriptor: range.clone(), pending: pending(range) });
         let view = View { stores, ranges: views.collect() };
         let config = CheckerConfig { seed, ..CheckerConfig::default() };
-        for operator in check(&view, &config) {
-            if let Some(range) = ranges.iter().find(|range| range.range == operator.range) {
-                wanted.push((range.clone(), operator.target));
-            }
-        }
         // Who has no replica any more, of whatever incarnation, has none that is out of order.
         let mut lost = lock(&lost);
         let gone = |(store, id): &(StoreId, RangeId)| {
             ranges.iter().any(|range| range.range == *id && range.on_store(*store).is_none())
         };
         lost.retain(|entry| !gone(entry));
-        // A replica that is out of order on a store that lives goes first; the checker then finds one too few.
+        // Replicas that are out of order go first; the checker then finds too few.
         for range in ranges.iter().filter(|range| pending(range).is_none()) {
-            let voters: Vec<_> = range.voters_incoming().map(|replica| replica.store).collect();
-            let good: Vec<_> = voters.iter().copied().filter(|store| !lost.contains(&(*store, range.range))).collect();
-            let planned = wanted.iter().any(|(other, _)| other.range == range.range);
-            if good.len() < voters.len() && good.len() >= 2 && !planned {
-                let target = ConfTarget { voters: good.into_iter().collect(), learners: Default::default() };
+            let good = |votes: bool| {
+                let some = range.replicas.iter().filter(move |replica| replica.kind.votes_incoming() == votes);
+                let stores = some.map(|replica| replica.store);
+                stores.filter(|store| !lost.contains(&(*store, range.range))).collect::<Vec<_>>()
+            };
+            let (voters, learners) = (good(true), good(false));
+            if voters.len() + learners.len() < range.replicas.len() && voters.len() >= 2 {
+                let target =
+                    ConfTarget { voters: voters.into_iter().collect(), learners: learners.into_iter().collect() };
                 wanted.push((range.clone(), target));
+            }
+        }
+        for operator in check(&view, &config) {
+            let planned = wanted.iter().any(|(other, _)| other.range == operator.range);
+            if let Some(range) = ranges.iter().find(|range| range.range == operator.range && !planned) {
+                wanted.push((range.clone(), operator.target));
             }
         }
     }

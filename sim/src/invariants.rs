@@ -1,6 +1,6 @@
 //! What must hold after every turn of every fleet (durability, section 9; leases, section 9).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_types::{LogIndex, RangeId, StoreId};
 
@@ -16,6 +16,10 @@ pub(crate) struct Invariants {
     sums: BTreeMap<RangeId, BTreeMap<LogIndex, u64>>,
     /// Where each store's replica stood when it was last looked at.
     seen: BTreeMap<(StoreId, RangeId), LogIndex>,
+    /// Replicas that slept when they were last looked at.
+    asleep: BTreeSet<(StoreId, RangeId)>,
+    /// How many fell asleep and woke since they were counted.
+    pub(crate) slept: (u64, u64),
     looks: u64,
 }
 
@@ -29,6 +33,17 @@ impl Invariants {
         let status = node.fleet.status();
         for range in &status {
             let id = range.descriptor.range;
+            match (range.asleep, self.asleep.contains(&(store, id))) {
+                (true, false) => {
+                    self.asleep.insert((store, id));
+                    self.slept.0 += 1;
+                }
+                (false, true) => {
+                    self.asleep.remove(&(store, id));
+                    self.slept.1 += 1;
+                }
+                _ => {}
+            }
             if self.seen.insert((store, id), range.applied) == Some(range.applied) {
                 continue;
             }

@@ -15,6 +15,7 @@ use crate::history::{History, Told};
 use crate::time::lock;
 use crate::world::World;
 
+/// One more reads everything at the end.
 const CLIENTS: usize = 6;
 /// A run of a minute or more goes on until so many operations were answered.
 const OPERATIONS_MIN: u64 = 500;
@@ -82,6 +83,10 @@ pub(crate) struct Run {
     ops_made: u64,
     driver: Driver,
     next_range: u64,
+    /// No faults begin any more.
+    calm: bool,
+    /// Clients rest meanwhile, so that ranges fall asleep.
+    lull: (Duration, Duration),
     /// No faults, operations and changes begin any more.
     ending: bool,
 }
@@ -92,13 +97,14 @@ pub fn run(seed: u64, options: Options) -> Report {
     let mut run = Run::new(seed, options);
     let planned = Duration::from_secs(options.seconds);
     run.go_until(planned);
-    // Where faults leave little time to work, the clients get more of it.
+    // Where faults leave little time to work, the clients get more of it, at last without any.
     while options.seconds >= 60
         && run.operations < OPERATIONS_MIN
         && run.world.failures.is_empty()
-        && run.world.now() < planned * 4
+        && run.world.now() < planned * 6
     {
         let now = run.world.now();
+        run.calm = now >= planned * 2;
         run.go_until(now + Duration::from_secs(5));
     }
     run.finish()
@@ -110,18 +116,23 @@ impl Run {
         let mut world = World::new(seed, stores, 3);
         world.trace.loud = options.trace;
         let profile = Profile::draw(&mut world.random);
+        let lull_begins = Duration::from_millis(world.random.random_range(10_000..40_000));
+        let lasts = if world.random.random_bool(0.5) { world.random.random_range(6_000..14_000) } else { 0 };
+        let lull = (lull_begins, lull_begins + Duration::from_millis(lasts));
         let mut run = Self {
             world,
             profile,
             plans: BTreeMap::new(),
             next_plan: 0,
-            clients: (0..CLIENTS).map(|_| None).collect(),
+            clients: (0..=CLIENTS).map(|_| None).collect(),
             answers: Arc::new(Mutex::new(Vec::new())),
             history: History::default(),
             operations: 0,
             ops_made: 0,
             driver: Driver::default(),
             next_range: 100,
+            calm: false,
+            lull,
             ending: false,
         };
         for client in 0..CLIENTS {
@@ -167,6 +178,7 @@ impl Run {
             }
             _ if self.ending => {}
             Plan::Client(client) => self.operate(client),
+            Plan::Fault if self.calm => {}
             Plan::Fault => {
                 let stores: Vec<_> = self.world.hosts.keys().copied().collect();
                 let (fault, lasts) = faults::draw(&mut self.world.random, self.profile, &stores);
@@ -245,13 +257,17 @@ impl Run {
                 self.history.push(key, Operation { client: client as u64, began, ended: outcome, seen });
             }
         }
-        let pause = Duration::from_millis(self.world.random.random_range(1..350));
+        let mut pause = Duration::from_millis(self.world.random.random_range(1..350));
+        let (now, (begins, ends)) = (self.world.now(), self.lull);
+        if begins <= now && now < ends {
+            pause += ends - now;
+        }
         self.plan(pause, Plan::Client(client));
     }
 
     /// Clients of a gateway that died never hear what became of their operation.
     fn forget_the_dead(&mut self) {
-        for client in 0..CLIENTS {
+        for client in 0..=CLIENTS {
             let dead = self.clients[client].as_ref().is_some_and(|open| {
                 self.world
                     .hosts
@@ -319,7 +335,7 @@ impl Run {
         if self.world.failures.is_empty() {
             self.verify();
         }
-        for client in 0..CLIENTS {
+        for client in 0..=CLIENTS {
             if let Some(open) = self.clients[client].take() {
                 let (told, at) = (in_doubt(&open.op), self.world.now());
                 self.record(&open, Ended { client, told, known: false, at, why: None });
@@ -329,6 +345,9 @@ impl Run {
             self.world.fail(violation);
         }
         self.world.trace.add("histories undecided", self.history.undecided);
+        let (asleep, awake) = self.world.invariants.slept;
+        self.world.trace.add("replicas fell asleep", asleep);
+        self.world.trace.add("replicas woke", awake);
         Report {
             seed: self.world.seed,
             failures: std::mem::take(&mut self.world.failures),
@@ -358,8 +377,8 @@ impl Run {
             let Some(node) = self.world.node(gateway) else { return };
             let (began, op) = (self.world.now(), Op::Get(key(n)));
             let boot = self.world.hosts.get(&gateway).map_or(0, |host| host.disk.boot);
-            let task = perform(node.router.clone(), 0, op.clone(), Arc::clone(&self.answers));
-            self.clients[0] = Some(Open { gateway, boot, began, op });
+            let task = perform(node.router.clone(), CLIENTS, op.clone(), Arc::clone(&self.answers));
+            self.clients[CLIENTS] = Some(Open { gateway, boot, began, op });
             self.world.executor.spawn(gateway, task);
             let (limit, before) = (began + Duration::from_secs(10), self.operations);
             while self.operations == before && self.world.now() < limit && self.world.failures.is_empty() {

@@ -506,8 +506,9 @@ impl World {
     pub(crate) fn count_changes(&mut self) {
         let ended = std::mem::take(&mut *crate::time::lock(&self.changes));
         for (kind, what, result) in ended {
-            if let Err(why) = &result {
-                self.note(&format!("{kind} ({what}): {why}"));
+            match &result {
+                Ok(()) => self.note(&format!("{kind} ({what}): done")),
+                Err(why) => self.note(&format!("{kind} ({what}): {why}")),
             }
             self.trace.count(match (kind, result) {
                 ("splits", Ok(())) => "splits",

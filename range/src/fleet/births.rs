@@ -128,10 +128,20 @@ impl Fleet {
         }
     }
 
+    /// A parent is lost or gone: what it should have made again will never be, and waits to be replaced like it.
+    pub(super) fn lose_unborn_of(&self, parent: RangeId, turn: &mut Turn) {
+        let children = self.unborn.iter().filter(|(_, head)| head.birth.is_some_and(|birth| birth.parent == parent));
+        for (range, _) in children.filter(|(_, head)| !self.is_expected(head)) {
+            let why = "its log is here, and the split that made it cannot be replayed any more".to_owned();
+            turn.effects.push(Effect::Lost { range: *range, why });
+        }
+    }
+
     /// Whether the parent's replay will come to the birth.
     pub(super) fn is_expected(&self, head: &LogHead) -> bool {
         let Some(birth) = head.birth else { return false };
         let parent = self.replicas.get(&birth.parent).filter(|parent| parent.id() == birth.parent_replica);
+        let parent = parent.filter(|parent| parent.group.lost().is_none());
         let replays = parent.is_some_and(|parent| parent.state.applied.pos.index < birth.at);
         let unborn = self.unborn.get(&birth.parent).filter(|parent| parent.replica == birth.parent_replica);
         replays || unborn.is_some_and(|parent| self.is_expected(parent))

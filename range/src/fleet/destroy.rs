@@ -48,6 +48,7 @@ impl Fleet {
             self.wakes.remove(&(at, range));
         }
         self.bury(&replica.state.descriptor, next, turn);
+        self.lose_unborn_of(range, turn);
     }
 
     /// One batch for all that the range has here.
