@@ -219,6 +219,7 @@ impl World {
         }
         for store in self.hosts.keys().copied().collect::<Vec<_>>() {
             self.fill(store, false);
+            self.end_sync(store);
         }
         let down: Vec<_> = self.hosts.iter().filter(|(_, host)| host.node.is_none()).map(|(store, _)| *store).collect();
         for store in down {

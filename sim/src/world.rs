@@ -440,6 +440,12 @@ impl World {
         }
     }
 
+    /// The sync that a stalled disk holds up ends now.
+    pub(crate) fn end_sync(&mut self, store: StoreId) {
+        let boot = self.hosts.get(&store).map_or(0, |host| host.disk.boot);
+        self.plan(Duration::from_millis(1), Happening::Work(store, boot, Work::Synced));
+    }
+
     /// A crash of the machine.
     pub(crate) fn crash(&mut self, store: StoreId) {
         let Some(host) = self.hosts.get_mut(&store).filter(|host| host.node.is_some()) else { return };
