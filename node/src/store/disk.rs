@@ -61,10 +61,10 @@ pub fn default_reserve(total: u64) -> u64 {
     (total / 100).clamp(GIB, 8 * GIB)
 }
 
-/// Below this much free room, user writes are refused. With the default reserve it leaves room for the memtables and a
-/// compaction; whoever chooses a small reserve has a small store in mind.
+/// Below this much free room, user writes are refused: 4 %, at most 8 GiB. What is acknowledged already has to fit into the
+/// rest, memtables and a compaction; whoever chooses a small reserve has a small store in mind.
 fn watermark(total: u64, reserve: u64) -> u64 {
-    (total / 25).min(8 * GIB).min(reserve.saturating_mul(8))
+    (total / 25).min(8 * GIB).clamp(reserve.saturating_mul(3), reserve.saturating_mul(8))
 }
 
 /// Watches one disk.
