@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flotilla_check::Seen;
 use flotilla_kv::{KvError, Router, ScanRequest};
-use flotilla_types::{BatchOp, Key, KeySpan, RequestId, Write, WriteResult, keys};
+use flotilla_types::{BatchOp, Key, KeySpan, RequestId, Row, Write, WriteResult, keys};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -19,6 +19,9 @@ pub(crate) const KEYS: u8 = 12;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a client tries again with the same id after an unknown outcome.
 const RETRIES: u32 = 2;
+
+/// A retry with the same id found out what became of the first try.
+pub(crate) const SETTLED: &str = "settled by a retry";
 
 /// The workload's key with a number.
 pub(crate) fn key(n: u8) -> Key {
@@ -143,7 +146,7 @@ async fn get(router: &Router, key: &Key) -> Outcome {
 async fn scan(router: &Router, span: &KeySpan, reverse: bool, rows_max: u64) -> Outcome {
     let deadline = router.clock().mono() + PATIENCE;
     let (mut rest, mut at, mut first) = (span.clone(), None, None);
-    let mut rows: Vec<(Key, Bytes)> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     loop {
         let request = ScanRequest { span: rest.clone(), reverse, rows_max, bytes_max: 1 << 16, at };
         let chunk = match router.scan(request, deadline).await {
@@ -152,20 +155,34 @@ async fn scan(router: &Router, span: &KeySpan, reverse: bool, rows_max: u64) -> 
         };
         first.get_or_insert(router.clock().mono());
         at = Some(chunk.timestamp);
-        rows.extend(chunk.rows.into_iter().map(|row| (row.key, row.value)));
+        rows.extend(chunk.rows);
         match chunk.resume {
             Some(key) if reverse => rest.end = key,
             Some(key) => rest.start = key,
             None => break,
         }
     }
-    let sorted = rows.windows(2).all(|pair| if reverse { pair[0].0 > pair[1].0 } else { pair[0].0 < pair[1].0 });
+    let sorted =
+        rows.windows(2).all(|pair| if reverse { pair[0].key > pair[1].key } else { pair[0].key < pair[1].key });
     let seen = |key: Key| {
-        let value = rows.iter().find(|(found, _)| *found == key).map(|(_, value)| value.clone());
+        let value = rows.iter().find(|row| row.key == key).map(|row| row.value.clone());
         (key, Seen::Read(value))
     };
-    let why = (!sorted).then(|| format!("DISORDER: a scan of {span} returned {rows:?}"));
+    let wrong = !sorted || torn(&rows);
+    let why = wrong.then(|| format!("DISORDER: a scan of {span} returned {rows:?}"));
     (Told::Keys(keys_of(span).into_iter().map(seen).collect()), true, first.unwrap_or_default(), why)
+}
+
+/// Whether a scan shows one write of a batch and, at its neighbour of the same batch, something older.
+fn torn(rows: &[Row]) -> bool {
+    rows.iter().any(|row| {
+        let text = String::from_utf8_lossy(&row.value);
+        // Only batches have parts beyond the first, and their keys are neighbours.
+        let is_later_part = text.split_once('.').is_some_and(|(_, part)| part != "0");
+        let before = (1..KEYS).find(|n| key(*n) == row.key).map(|n| key(n - 1));
+        let neighbour = rows.iter().find(|other| Some(&other.key) == before.as_ref());
+        is_later_part && neighbour.is_some_and(|neighbour| neighbour.timestamp < row.timestamp)
+    })
 }
 
 async fn write(router: &Router, write: &Write) -> Outcome {
@@ -178,7 +195,9 @@ async fn write(router: &Router, write: &Write) -> Outcome {
         let answer = router.write(id, write.clone(), router.clock().mono() + PATIENCE).await;
         let now = router.clock().mono();
         match answer {
-            Ok((WriteResult::Done, _)) => return (written(write, Some(true)), true, now, None),
+            Ok((WriteResult::Done, _)) => {
+                return (written(write, Some(true)), true, now, doubt.then(|| SETTLED.to_owned()));
+            }
             Ok((WriteResult::ConditionFailed { actual }, _)) if !doubt => {
                 return (failed(write, actual), true, now, None);
             }

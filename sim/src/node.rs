@@ -17,7 +17,7 @@ use flotilla_range::raft::{GroupConfig, LogRead};
 use flotilla_range::snapshot::frames::FrameWriter;
 use flotilla_range::snapshot::intake::{Intake, install};
 use flotilla_storage::SstFile;
-use flotilla_storage::engine::Engine;
+use flotilla_storage::engine::{Engine, Reader};
 use flotilla_storage::keys;
 use flotilla_storage::log::{LogEntry, LogOp, LogStore, ReadLogError};
 use flotilla_storage::memory_log::MemoryLog;
@@ -160,6 +160,12 @@ impl Host {
         let boot = self.disk.boot;
         let (engine, log) = (&self.disk.engine, &self.disk.log);
         engine.discard_ssts("").map_err(|why| why.to_string())?;
+        for (range, _) in log.heads().iter().filter(|(_, head)| head.birth.is_some()) {
+            let record = keys::range_record(*range, keys::RangeRecord::Descriptor);
+            if engine.get(&record).is_ok_and(|found| found.is_none()) {
+                env.wants.push(Want::Count("births replayed", 1));
+            }
+        }
         let reader = Arc::new(SharedLog(Arc::clone(log)));
         let group = GroupConfig { seed: seed ^ self.store.0 << 32 ^ u64::from(boot), ..GroupConfig::default() };
         let config = FleetConfig { store: self.store, boot, group };

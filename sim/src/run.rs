@@ -8,7 +8,7 @@ use flotilla_check::{Operation, Outcome};
 use flotilla_types::{RangeId, StoreId};
 use rand::Rng;
 
-use crate::clients::{Answers, Ended, Op, draw, in_doubt, key, perform};
+use crate::clients::{Answers, Ended, Op, SETTLED, draw, in_doubt, key, perform};
 use crate::driver::Driver;
 use crate::faults::{self, Fault, Profile};
 use crate::history::{History, Told};
@@ -81,6 +81,7 @@ pub(crate) struct Run {
     history: History,
     operations: u64,
     ops_made: u64,
+    seconds: u64,
     driver: Driver,
     next_range: u64,
     /// No faults begin any more.
@@ -129,6 +130,7 @@ impl Run {
             history: History::default(),
             operations: 0,
             ops_made: 0,
+            seconds: options.seconds,
             driver: Driver::default(),
             next_range: 100,
             calm: false,
@@ -228,6 +230,9 @@ impl Run {
             let Some(open) = self.clients[ended.client].take() else { continue };
             if let Some(why) = ended.why.as_ref().filter(|why| why.starts_with("DISORDER")) {
                 self.world.fail(why.clone());
+            }
+            if ended.why.as_deref() == Some(SETTLED) {
+                self.world.trace.count("doubts settled by a retry with the same id");
             }
             if self.world.trace.loud {
                 let took = (self.world.now() - open.began).as_secs_f64();
@@ -340,6 +345,9 @@ impl Run {
                 let (told, at) = (in_doubt(&open.op), self.world.now());
                 self.record(&open, Ended { client, told, known: false, at, why: None });
             }
+        }
+        if self.seconds >= 60 && self.operations < OPERATIONS_MIN && self.world.failures.is_empty() {
+            self.world.fail(format!("only {} operations were answered", self.operations));
         }
         for violation in self.history.judge() {
             self.world.fail(violation);

@@ -108,12 +108,16 @@ impl Fleet {
         if ready.snapshot.is_none() {
             return;
         }
-        if let Some(arrival) = self.incoming.get_mut(range) {
-            arrival.stage = Stage::Logging(self.next_ticket);
-        }
-        if ready.log_ops.is_empty() && turn.log_ops.is_empty() {
-            // Nothing of this turn is to be synced first.
-            self.install(range, turn);
+        // What was given to the log before counts too: a replica whose `Create` is not durable yet must not be in the engine.
+        let nothing_new = ready.log_ops.is_empty() && turn.log_ops.is_empty();
+        let awaited = if nothing_new { self.writing.keys().next_back().copied() } else { Some(self.next_ticket) };
+        match awaited {
+            Some(ticket) => {
+                if let Some(arrival) = self.incoming.get_mut(range) {
+                    arrival.stage = Stage::Logging(ticket);
+                }
+            }
+            None => self.install(range, turn),
         }
     }
 
