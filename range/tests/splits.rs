@@ -261,3 +261,19 @@ fn cuts_and_crashes_at_random_lose_nothing_that_was_acknowledged() {
         compare(&mut world, 1);
     }
 }
+
+#[test]
+fn a_child_is_led_at_once_by_the_store_of_its_parents_leader() {
+    for n in 0..10 {
+        let mut world = World::new();
+        write(&mut world, n, "a", "1");
+        pass(&mut world, 37 * u64::from(n));
+        let parent = world.leader(USER).unwrap();
+        split(&mut world, "m", 101);
+        let before = world.time;
+        world.run_until("the child is led", |world| world.leader(RangeId(101)).is_some());
+        let waited = world.time - before;
+        assert!(waited < Duration::from_millis(120), "{waited:?}");
+        assert_eq!(world.leader(RangeId(101)), Some(parent));
+    }
+}

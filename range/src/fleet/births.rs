@@ -56,7 +56,7 @@ impl Fleet {
         match Group::start(&boot, &self.config.group, Arc::clone(&self.log)) {
             Ok(mut group) => {
                 if leads {
-                    group.campaign_soon(ctx);
+                    group.campaign_eagerly(ctx);
                 }
                 let child = Replica::new(me, self.config.store, group, born.state);
                 if self.peers.count(None, Some(&child.state.descriptor)) {

@@ -4,6 +4,7 @@
 //!  support left, quorum hinted free ─► rank × delay + 0..50 ms
 //!  no promise, last leader message  ─► D + 0..D/2
 //!  failed try k                     ─► 500 ms × 2^k (≤ 4 s) × 0.5..1.5
+//!  the same, of a split's child     ─► 15 ms × 2^k × 0.5..1.5, while k < 6
 //! ```
 
 use std::time::Duration;
@@ -34,6 +35,9 @@ impl Chance {
 
 const RANK_JITTER: Duration = Duration::from_millis(50);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// A child asks before its siblings were born perhaps: they drop the first request, and hear of the cut a moment later.
+const EAGER_FIRST: Duration = Duration::from_millis(15);
+const EAGER_TRIES: u32 = 6;
 /// 500 ms × 2^3 = 4 s.
 const RETRY_DOUBLINGS: u32 = 3;
 /// After so many failed tries a candidate no longer asks whether its own store is supported.
@@ -46,6 +50,8 @@ pub(crate) struct Elections {
     pub(crate) tries: u32,
     /// The last accepted leader message.
     pub(crate) heard: Duration,
+    /// How many more tries follow each other fast.
+    eager: u32,
     /// It was accepted without an active promise.
     pub(crate) heard_unpromised: bool,
     chance: Chance,
@@ -53,12 +59,13 @@ pub(crate) struct Elections {
 
 impl Elections {
     pub(crate) const fn new(chance: Chance, mono: Duration) -> Self {
-        Self { campaign_at: None, tries: 0, heard: mono, heard_unpromised: false, chance }
+        Self { campaign_at: None, tries: 0, heard: mono, eager: 0, heard_unpromised: false, chance }
     }
 
     /// A leader spoke.
     pub(crate) fn leader_spoke(&mut self, mono: Duration, support: Duration, promised: bool) {
         self.heard = mono;
+        self.eager = 0;
         self.heard_unpromised = !promised;
         self.tries = 0;
         self.campaign_at = None;
@@ -78,8 +85,20 @@ impl Elections {
         self.campaign_at = Some(self.campaign_at.map_or(at, |planned| planned.min(at)));
     }
 
+    /// Nobody else campaigns, and the others are about to come to be: try at once, and again soon.
+    pub(crate) fn eagerly(&mut self, mono: Duration) {
+        self.eager = EAGER_TRIES;
+        self.campaign_at = Some(mono);
+    }
+
     /// A try was begun; unless it succeeds there will be another.
     pub(crate) fn tried(&mut self, mono: Duration) {
+        if let Some(left) = self.eager.checked_sub(1) {
+            let base = EAGER_FIRST * (1 << (EAGER_TRIES - self.eager));
+            self.eager = left;
+            self.campaign_at = Some(mono + base / 2 + self.chance.below(base));
+            return;
+        }
         let base = RETRY_FIRST * (1 << self.tries.min(RETRY_DOUBLINGS));
         self.tries = self.tries.saturating_add(1);
         self.campaign_at = Some(mono + base / 2 + self.chance.below(base));
@@ -88,6 +107,7 @@ impl Elections {
     pub(crate) fn leads(&mut self) {
         self.campaign_at = None;
         self.tries = 0;
+        self.eager = 0;
         self.heard_unpromised = false;
     }
 }

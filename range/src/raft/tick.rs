@@ -153,7 +153,15 @@ impl Group {
         }
     }
 
-    /// Campaign at the next `tick` if it is allowed: a split's child on the store of its parent's leader (leases 5.7).
+    /// Campaign at the next `tick` if it is allowed, and soon again: a split's child on the store of its parent's leader
+    /// (leases 5.7).
+    pub fn campaign_eagerly(&mut self, ctx: &Ctx<'_>) {
+        if self.promotable() && !self.is_leader() {
+            self.elections.eagerly(ctx.mono);
+        }
+    }
+
+    /// Campaign at the next `tick` if it is allowed.
     pub fn campaign_soon(&mut self, ctx: &Ctx<'_>) {
         if self.promotable() && !self.is_leader() {
             self.elections.campaign_at = Some(ctx.mono);
