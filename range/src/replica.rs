@@ -81,6 +81,8 @@ pub(crate) struct Replica {
     heir: Option<StoreId>,
     /// What was last cut off on the right: for callers who do not know it yet.
     cut_off: Option<RangeDescriptor>,
+    /// When a split made it here, in this process.
+    pub(crate) born: Option<Duration>,
     /// When it last asked who owns its keys.
     pub(crate) asked: Duration,
     /// What it applied lately.
@@ -111,6 +113,7 @@ impl Replica {
             max_served: Timestamp::ZERO,
             heir: None,
             cut_off: None,
+            born: None,
             asked: Duration::ZERO,
             sums: Sums::default(),
             keeping: LogKeeping::default(),

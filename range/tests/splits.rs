@@ -215,7 +215,7 @@ fn a_store_that_was_away_learns_of_the_cut() {
 
 #[test]
 fn cuts_and_crashes_at_random_lose_nothing_that_was_acknowledged() {
-    for seed in 0..20 {
+    for seed in 0..40 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut world = World::new();
         let mut wrote = BTreeMap::new();

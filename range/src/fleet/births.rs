@@ -58,7 +58,8 @@ impl Fleet {
                 if leads {
                     group.campaign_eagerly(ctx);
                 }
-                let child = Replica::new(me, self.config.store, group, born.state);
+                let mut child = Replica::new(me, self.config.store, group, born.state);
+                child.born = Some(ctx.mono);
                 if self.peers.count(None, Some(&child.state.descriptor)) {
                     turn.effects.push(Effect::Peers(self.peers.stores()));
                 }

@@ -1,5 +1,7 @@
 //! Snapshots between fleets: see `snapshot` for the parts.
 
+use std::time::Duration;
+
 use flotilla_storage::engine::Reader;
 use flotilla_types::{RangeDescriptor, RangeId};
 
@@ -12,6 +14,9 @@ use crate::replica::Replica;
 use crate::snapshot::intake::cleared;
 use crate::snapshot::{Open, Stage};
 use crate::turn::Turn;
+
+/// For so long a child that a split made here takes no snapshot: longer than a leader takes to try its log again.
+const CHILDHOOD: Duration = Duration::from_secs(5);
 
 impl Fleet {
     /// Begins what is due. Called when everything of the turn was applied: the effect shows exactly that.
@@ -44,7 +49,7 @@ impl Fleet {
         turn: &mut Turn,
     ) {
         let range = header.descriptor.range;
-        if let Err(why) = self.may_install(&header) {
+        if let Err(why) = self.may_install(ctx, &header) {
             tracing::info!(%range, why, "a snapshot is refused");
             self.ask_who_overlaps(ctx, &header, turn);
             return turn.effects.push(Effect::Discard { files });
@@ -71,7 +76,7 @@ impl Fleet {
     }
 
     /// Spans of live replicas never overlap (durability D9).
-    fn may_install(&self, header: &SnapshotHeader) -> Result<(), &'static str> {
+    fn may_install(&self, ctx: &Ctx<'_>, header: &SnapshotHeader) -> Result<(), &'static str> {
         let (range, to) = (header.descriptor.range, header.envelope.to);
         let here = match (self.replicas.get(&range), self.uninit.get(&range)) {
             (Some(replica), _) => replica.id(),
@@ -87,6 +92,12 @@ impl Fleet {
         }
         if self.incoming.is_arriving(range) {
             return Err("another one is being installed");
+        }
+        // It was sent to the replica that had no state yet. What comes by the log also makes the children of later splits
+        // here; a snapshot would leap over these, and who has no state does not vote.
+        let young = self.replicas.get(&range).and_then(|replica| replica.born);
+        if young.is_some_and(|born| ctx.mono.saturating_sub(born) < CHILDHOOD) {
+            return Err("it was born a moment ago, and may catch up by its log");
         }
         if self.incoming.overlapping(&header.descriptor).is_some() || self.overlapping(&header.descriptor).is_some() {
             return Err("another replica here holds some of its keys");
