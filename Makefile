@@ -12,8 +12,10 @@ NODES ?= 3
 demo: build
 	@bin/flotilla demo --nodes $(NODES)
 
-test: packages
+# Every test, and the short end-to-end run: real processes, a client that knows only their addresses, three kills.
+test: build
 	cargo test --release --workspace
+	@scripts/e2e/run load --kills 3 --records 6000 --acknowledged 6000
 
 lint: packages
 	cargo fmt --all --check
