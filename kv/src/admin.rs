@@ -102,10 +102,21 @@ impl Router {
     ) -> Result<RangeDescriptor, KvError> {
         let mut backoff = self.admin_backoff();
         let mut last = None;
+        let mut told = None;
         loop {
             let descriptor = self.find(&Place::Of(key.clone()), deadline).await?;
             if matches(&descriptor, &target) {
-                return Ok((*descriptor).clone());
+                // The cache may show a moment long past at which this was so. Only what the range itself said in this call,
+                // or what its record says now, counts.
+                let recorded = match told {
+                    Some(generation) if descriptor.generation >= generation => None,
+                    _ => Some(self.owner(key, deadline).await?),
+                };
+                match recorded.filter(|recorded| recorded.generation > descriptor.generation) {
+                    Some(newer) => drop(self.shared.cache.insert(newer)),
+                    None => return Ok((*descriptor).clone()),
+                }
+                continue;
             }
             if self.shared.clock.mono() >= deadline {
                 let why = "the range has not reached its target yet; what was reached stays".to_owned();
@@ -116,7 +127,9 @@ impl Router {
             };
             match self.send(&Place::Of(key.clone()), deadline, cut).await.map_err(KvError::from) {
                 Ok((reply, asked)) => {
-                    let moved = self.learn(&reply).iter().any(|now| now.generation > asked.generation);
+                    let learnt = self.learn(&reply);
+                    told = learnt.iter().map(|now| now.generation).max().or(told);
+                    let moved = learnt.iter().any(|now| now.generation > asked.generation);
                     if moved {
                         backoff = self.admin_backoff();
                         continue;
