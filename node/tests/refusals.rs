@@ -44,6 +44,7 @@ fn hello(cluster: &Bytes, uuid: [u8; 16], store_id: u64, boot: u32) -> wire::Hel
         contact: Some(contact),
         max_offset_ns: 250_000_000,
         nonce: 1,
+        called_store_id: 1,
     }
 }
 
@@ -80,6 +81,8 @@ async fn strangers_are_told_why_they_are_turned_away() {
     refused(present(&node, hello(&cluster, [9; 16], 99, 1)).await, Code::Unavailable, "not known");
     present(&node, hello(&cluster, [7; 16], 2, 5)).await.unwrap();
     refused(present(&node, hello(&cluster, [7; 16], 2, 4)).await, Code::FailedPrecondition, "copies");
+    let astray = wire::Hello { called_store_id: 3, ..hello(&cluster, [7; 16], 2, 5) };
+    refused(present(&node, astray).await, Code::Unavailable, "an address that s3 had");
     let twin = wire::Hello { nonce: 2, ..hello(&cluster, [7; 16], 2, 5) };
     refused(present(&node, twin).await, Code::FailedPrecondition, "copies");
     let crooked = wire::Hello { cluster_id: Bytes::from_static(b"short"), ..hello(&cluster, [7; 16], 2, 5) };

@@ -33,7 +33,8 @@ pub(super) struct Caller {
 }
 
 impl Me {
-    pub(super) fn hello(&self) -> wire::Hello {
+    /// For the node that is meant to be reached.
+    pub(super) fn hello(&self, called: StoreId) -> wire::Hello {
         wire::Hello {
             cluster_id: self.identity.cluster.0.to_vec().into(),
             store_uuid: self.identity.uuid.0.to_vec().into(),
@@ -42,6 +43,7 @@ impl Me {
             nonce: self.nonce,
             contact: Some((&self.contact).into()),
             max_offset_ns: nanoseconds(self.max_offset),
+            called_store_id: called.0,
         }
     }
 
@@ -68,6 +70,13 @@ impl Me {
             return Err(Status::already_exists(format!(
                 "the caller presents itself as {store}, which is this node: it runs on a copy of this node's directory, or \
                  an address of another node leads here"
+            )));
+        }
+        let called = StoreId(hello.called_store_id);
+        if called != self.identity.store {
+            return Err(Status::unavailable(format!(
+                "{store} calls {called}, and this node is {}: it listens on an address that {called} had",
+                self.identity.store
             )));
         }
         match directory.present(Member { store, uuid, contact }, hello.boot, hello.nonce) {

@@ -145,7 +145,7 @@ impl RaftSender {
         let mut frame = wire::RaftFrame { number: self.number, ..wire::RaftFrame::default() };
         if self.number == 0 {
             // Goes alone and at once: the peer answers it, and so the lane is known to stand.
-            frame.hello = Some(self.peers.me()?.hello());
+            frame.hello = Some(self.peers.me()?.hello(self.link.peer));
         } else {
             for item in self.link.raft.take(self.life, FRAME_BYTES).await? {
                 put(&mut frame, item);
@@ -256,7 +256,7 @@ impl HeartbeatSender {
     async fn next(mut self) -> Option<(wire::HeartbeatFrame, Self)> {
         let mut frame = wire::HeartbeatFrame::default();
         if std::mem::take(&mut self.first) {
-            frame.hello = Some(self.peers.me()?.hello());
+            frame.hello = Some(self.peers.me()?.hello(self.link.peer));
         } else {
             let items = tokio::select! {
                 biased;

@@ -60,7 +60,7 @@ async fn send(
     let now = peers.clock.now().map_err(|error| Status::unavailable(error.to_string()))?;
     let first = wire::SnapshotPart {
         part: Some(Part::Header(wire::SnapshotHeader {
-            hello: Some(me.hello()),
+            hello: Some(me.hello(to)),
             now: Some(now.into()),
             number: header.id.number,
             descriptor: Some((&header.descriptor).into()),
