@@ -6,7 +6,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod checker;
+mod lost;
 #[cfg(test)]
 mod tests;
 
 pub use checker::{CheckerConfig, Operator, RangeView, StoreState, StoreView, Urgency, View, check};
+pub use lost::without_lost;

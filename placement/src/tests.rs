@@ -38,6 +38,20 @@ fn targets(view: &View) -> Vec<(u64, Urgency, Vec<u64>)> {
 use StoreState::{Dead, Draining, Suspect, Up};
 
 #[test]
+fn a_replica_out_of_order_goes_while_the_others_are_a_quorum() {
+    let RangeView { descriptor, .. } = range(7, &[1, 2, 3]);
+    let lost = |ids: &[u64]| ids.iter().copied().map(ReplicaId).collect();
+    let without = |ids: &[u64], dead: u64| without_lost(&descriptor, &lost(ids), |store| store != StoreId(dead));
+    let target = without(&[2], 0).unwrap();
+    assert_eq!(target.voters, [StoreId(1), StoreId(3)].into());
+    assert!(target.learners.is_empty());
+    assert_eq!(without(&[], 0), None, "nothing is wrong");
+    assert_eq!(without(&[9], 0), None, "a replica that is gone already");
+    assert_eq!(without(&[2, 3], 0), None, "no quorum is in order");
+    assert_eq!(without(&[2], 3), None, "no quorum is in order and alive");
+}
+
+#[test]
 fn a_new_cluster_goes_from_one_replica_to_three_in_different_datacenters() {
     let stores = vec![store(1, "dc=a", Up), store(2, "dc=a", Up), store(3, "dc=b", Up), store(4, "dc=c", Up)];
     let view = View { stores, ranges: vec![range(1, &[1])] };

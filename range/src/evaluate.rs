@@ -74,8 +74,10 @@ pub(crate) fn read(reader: &dyn Reader, read: &Read, window: ReadWindow) -> Resu
 pub(crate) fn write(reader: &dyn Reader, id: RequestId, write: &Write, floor: Timestamp) -> Result<Evaluated, Failed> {
     // Versions are written at or above `floor`; the id of one that was born later would not be looked for there.
     if birth(id) >= floor.plus(BIRTH_SLACK) {
-        let what =
-            format!("the request id {id} was born in the future: set the client's clock, or learn the cluster's time");
+        let what = format!(
+            "the request id {id} was born in the future (its first 48 bits are milliseconds since 1970): set the \
+             client's clock, or learn the cluster's time"
+        );
         return Err(Failed::Answer(RangeError::Invalid { what }));
     }
     match write {

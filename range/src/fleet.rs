@@ -301,6 +301,23 @@ impl Fleet {
         self.replicas.values().map(RangeStatus::of).collect()
     }
 
+    /// Replicas that are to be replaced although their stores live: those here that are out of order, and those that
+    /// leaders here saw apply other commands than they did.
+    #[must_use]
+    pub fn out_of_order(&self) -> Vec<(RangeId, ReplicaId)> {
+        let mut found: Vec<_> = self.lost.iter().map(|(range, lost)| (*range, lost.me)).collect();
+        for (range, replica) in &self.replicas {
+            found.extend(replica.group.lost().map(|_| (*range, replica.id())));
+            if replica.group.usable() {
+                found.extend(replica.sums.diverged().into_iter().map(|other| (*range, other)));
+            }
+        }
+        // A child that will not be made has its log only, under the id that it had.
+        let orphans = self.unborn.iter().filter(|(_, head)| !self.is_expected(head));
+        found.extend(orphans.map(|(range, head)| (*range, head.replica)));
+        found
+    }
+
     /// One range.
     #[must_use]
     pub fn status_of(&self, range: RangeId) -> Option<RangeStatus> {

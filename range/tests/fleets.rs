@@ -216,6 +216,9 @@ fn a_replica_that_is_lost_answers_all_that_wait_for_it() {
     assert!(matches!(world.answers.get(&behind_it), Some(Err(RangeError::NotLeaseholder { .. }))));
     assert!(matches!(world.answers.get(&fails), Some(Err(RangeError::NotLeaseholder { .. }))));
     assert_eq!(world.lost, [USER], "it is told once");
+    let fleet = &world.nodes[&leader].fleet;
+    let replica = fleet.status_of(USER).unwrap().descriptor.on_store(leader).unwrap().replica;
+    assert_eq!(fleet.out_of_order(), [(USER, replica)], "and to be replaced");
 }
 
 #[test]

@@ -246,6 +246,7 @@ fn a_replica_that_lost_its_log_does_not_begin_anew_under_its_old_id() {
     world.may_lose = Some(hurt);
     world.restart(hurt);
     assert_eq!(world.lost, [USER]);
+    assert_eq!(world.nodes[&hurt].fleet.out_of_order(), [(USER, head.replica)], "whoever places replicas can see it");
     write_some(&mut world, 10, 5);
     pass(&mut world, 5000);
     assert!(!holders(&world).contains(&hurt.0), "it takes part in nothing");
@@ -253,6 +254,7 @@ fn a_replica_that_lost_its_log_does_not_begin_anew_under_its_old_id() {
     world.move_to(&others);
     world.move_to(&[1, 2, 3]);
     world.run_until("a new replica", |world| holders(world) == [1, 2, 3]);
+    assert!(world.nodes[&hurt].fleet.out_of_order().is_empty(), "it was replaced");
     read_all(&mut world, 15);
 }
 

@@ -9,9 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_kv::{KvError, Router};
-use flotilla_placement::{CheckerConfig, Operator, RangeView, StoreState, StoreView, View, check};
+use flotilla_placement::{
+    CheckerConfig, Operator, RangeView, StoreState, StoreView, Urgency, View, check, without_lost,
+};
+use flotilla_proto::internal as wire;
 use flotilla_range::raft::Support as _;
-use flotilla_types::{ConfTarget, Key, KeySpan, RangeDescriptor, RangeId, StoreId};
+use flotilla_types::{ConfTarget, Key, KeySpan, RangeDescriptor, RangeId, ReplicaId, StoreId};
+use futures::future::join_all;
 use tokio::task::JoinSet;
 
 use super::keeper::RangeKeeper;
@@ -29,6 +33,8 @@ const OPERATORS_MAX: usize = 16;
 /// An operator that is not done by then is given up; the next look decides anew.
 const OPERATOR_TIME: Duration = Duration::from_secs(60);
 const LOOK_TIME: Duration = Duration::from_secs(20);
+/// A store that does not say by then which replicas are out of order is asked at the next look.
+const ASK_TIME: Duration = Duration::from_secs(2);
 /// A store that was not heard of for this long gets no new replicas.
 const SUSPECT_AFTER: Duration = Duration::from_secs(3);
 
@@ -126,8 +132,12 @@ impl Driver {
         let ranges = self.ranges(mono + LOOK_TIME).await?;
         let starts: BTreeMap<RangeId, Key> =
             ranges.iter().map(|range| (range.range, range.span.start.clone())).collect();
-        let view = self.view(memory, ranges);
-        for operator in check(&view, &self.config) {
+        let lost = self.out_of_order(memory).await;
+        let replaced: Vec<_> = ranges.iter().filter_map(|range| replacement(range, &lost, memory)).collect();
+        let mut view = self.view(memory, ranges);
+        // What is out of order goes first; the checker fills up when that is done.
+        view.ranges.retain(|range| !replaced.iter().any(|operator| operator.range == range.descriptor.range));
+        for operator in replaced.into_iter().chain(check(&view, &self.config)) {
             if operators.len() >= OPERATORS_MAX {
                 memory.restless = true;
                 break;
@@ -137,6 +147,25 @@ impl Driver {
             operators.spawn(carry_out(self.router.clone(), start.clone(), operator));
         }
         Ok(())
+    }
+
+    /// The replicas that the stores which are up hold for out of order.
+    async fn out_of_order(&self, memory: &Memory) -> BTreeMap<RangeId, BTreeSet<ReplicaId>> {
+        let up =
+            memory.states.iter().filter(|(store, state)| **state == StoreState::Up && **store != self.store.store());
+        let asked = up.map(|(store, _)| {
+            self.peers.ask(*store, ASK_TIME, |mut client: wire::peer_client::PeerClient<_>| async move {
+                client.out_of_order(wire::OutOfOrderRequest {}).await.map(|answer| answer.into_inner().replicas)
+            })
+        });
+        let mut lost: BTreeMap<RangeId, BTreeSet<ReplicaId>> = BTreeMap::new();
+        for replica in join_all(asked).await.into_iter().filter_map(Result::ok).flatten() {
+            lost.entry(RangeId(replica.range_id)).or_default().insert(ReplicaId(replica.replica_id));
+        }
+        for (range, replica) in self.store.out_of_order().await {
+            lost.entry(range).or_default().insert(replica);
+        }
+        lost
     }
 
     /// All ranges, that of meta1 first, which has no record.
@@ -159,6 +188,22 @@ impl Driver {
             .map(|descriptor| RangeView { pending: memory.pending.get(&descriptor.range).cloned(), descriptor });
         View { stores: stores.collect(), ranges: ranges.collect() }
     }
+}
+
+/// The operator that takes replicas which are out of order out of a range.
+fn replacement(
+    descriptor: &RangeDescriptor,
+    lost: &BTreeMap<RangeId, BTreeSet<ReplicaId>>,
+    memory: &Memory,
+) -> Option<Operator> {
+    let range = descriptor.range;
+    if memory.pending.contains_key(&range) {
+        return None;
+    }
+    let lives = |store: StoreId| memory.states.get(&store).is_some_and(|state| *state != StoreState::Dead);
+    let target = without_lost(descriptor, lost.get(&range)?, lives)?;
+    tracing::info!(%range, ?target, "a replica that is out of order is taken out of its range");
+    Some(Operator { range, generation: descriptor.generation, urgency: Urgency::Replace, target })
 }
 
 async fn carry_out(router: Router, start: Key, operator: Operator) -> RangeId {

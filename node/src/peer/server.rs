@@ -190,6 +190,19 @@ impl Peer for PeerService {
             replicas.chunks(PAGE).map(|page| Ok(wire::ReplicasResponse { replicas: page.to_vec() })).collect();
         Ok(Response::new(Box::pin(stream::iter(pages))))
     }
+
+    async fn out_of_order(
+        &self,
+        _: Request<wire::OutOfOrderRequest>,
+    ) -> Result<Response<wire::OutOfOrderResponse>, Status> {
+        let mut found = self.store()?.out_of_order().await;
+        // More are replaced when these are.
+        found.truncate(PAGE);
+        let replicas = found.into_iter();
+        let replicas =
+            replicas.map(|(range, replica)| wire::BrokenReplica { range_id: range.0, replica_id: replica.0 });
+        Ok(Response::new(wire::OutOfOrderResponse { replicas: replicas.collect() }))
+    }
 }
 
 fn replica_out(status: &flotilla_range::fleet::RangeStatus) -> wire::Replica {

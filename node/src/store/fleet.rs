@@ -202,6 +202,7 @@ impl FleetLoop {
             match ask {
                 Ask::All(answer) => drop(answer.send(self.fleet.status())),
                 Ask::One(range, answer) => drop(answer.send(self.fleet.status_of(range))),
+                Ask::OutOfOrder(answer) => drop(answer.send(self.fleet.out_of_order())),
                 // Nothing is led by a mute store for longer than its lease.
                 Ask::Drain(answer) => {
                     let _ = answer.send(());
@@ -225,6 +226,7 @@ impl FleetLoop {
         match ask {
             Ask::All(answer) => drop(answer.send(self.fleet.status())),
             Ask::One(range, answer) => drop(answer.send(self.fleet.status_of(range))),
+            Ask::OutOfOrder(answer) => drop(answer.send(self.fleet.out_of_order())),
             Ask::Drain(answer) => {
                 events.push(Event::Drain);
                 running.draining.push(answer);

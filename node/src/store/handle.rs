@@ -9,8 +9,8 @@ use flotilla_range::fleet::RangeStatus;
 use flotilla_range::liveness::{LivenessMessage, SupportView};
 use flotilla_range::message::{PeerMessage, SnapshotHeader};
 use flotilla_types::{
-    CheckId, Command, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, StoreId, StoreUuid,
-    Timestamp,
+    CheckId, Command, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId, StoreId,
+    StoreUuid, Timestamp,
 };
 use metrics::Counter;
 use tokio::sync::oneshot;
@@ -140,6 +140,13 @@ impl StoreHandle {
         let (answer, status) = oneshot::channel();
         self.shared.inbox.ask(Ask::One(range, answer));
         status.await.ok().flatten()
+    }
+
+    /// Replicas to be replaced although their stores live, as far as this store sees (`Fleet::out_of_order`).
+    pub async fn out_of_order(&self) -> Vec<(RangeId, ReplicaId)> {
+        let (answer, found) = oneshot::channel();
+        self.shared.inbox.ask(Ask::OutOfOrder(answer));
+        found.await.unwrap_or_default()
     }
 
     /// This store's hash of a range for a check, once it is made; `None` if it is not by the deadline (monotonic).

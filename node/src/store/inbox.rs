@@ -15,7 +15,7 @@ use flotilla_range::event::{Event, FlushMark, Ticket};
 use flotilla_range::fleet::RangeStatus;
 use flotilla_range::message::PeerMessage;
 use flotilla_types::{
-    BatchOp, Command, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, StoreId, Write,
+    BatchOp, Command, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId, Write,
 };
 use tokio::sync::oneshot;
 
@@ -43,6 +43,8 @@ pub(super) struct Asked {
 pub(super) enum Ask {
     All(oneshot::Sender<Vec<RangeStatus>>),
     One(RangeId, oneshot::Sender<Option<RangeStatus>>),
+    /// Replicas to be replaced.
+    OutOfOrder(oneshot::Sender<Vec<(RangeId, ReplicaId)>>),
     /// Hand all leaderships over; answered when none is left.
     Drain(oneshot::Sender<()>),
 }
