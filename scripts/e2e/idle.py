@@ -2,6 +2,7 @@
 """What very many ranges cost at rest: CPU, messages between nodes, memory; and whether the loss of a node stirs them up."""
 
 import argparse
+import concurrent.futures
 import sys
 import tempfile
 import time
@@ -27,13 +28,27 @@ def at_rest(processes, seconds):
     return cpu, (sum(map(messages, processes)) - frames) / took
 
 
-def split_into(nodes, count, first=0):
-    for number in range(first, count):
-        key = flotilla_grpc.logical(b"idle/%06d" % number)
-        node = nodes[number % len(nodes)]
+def levels(count):
+    """Numbers below `count` in the order of halving: the splits of one level fall into different ranges."""
+    spans = [(0, count)]
+    while spans:
+        yield [(low + high) // 2 for low, high in spans]
+        halves = [(low, (low + high) // 2) for low, high in spans] + [((low + high) // 2 + 1, high) for low, high in spans]
+        spans = [(low, high) for low, high in halves if low < high]
+
+
+def split_into(nodes, count):
+    def cut(number):
+        key, node = flotilla_grpc.logical(b"idle/%06d" % number), nodes[number % len(nodes)]
         wait_for(f"split {number}", lambda: attempt(lambda: node.admin.Split(key=key)), seconds=60, pause=0.02)
-        if number % 500 == 499:
-            print(f"{number + 1} ranges", flush=True)
+
+    done = 0
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        for level in levels(count):
+            for _ in pool.map(cut, level):
+                done += 1
+                if done % 1000 == 0:
+                    print(f"{done} ranges", flush=True)
 
 
 def settle(nodes, count):
