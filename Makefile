@@ -12,9 +12,11 @@ NODES ?= 3
 demo: build
 	@bin/flotilla demo --nodes $(NODES)
 
-# Every test, and the short end-to-end run: real processes, a client that knows only their addresses, three kills.
-test: build
+# Every test, and the short end-to-end run: real processes, a client that knows only their addresses, three kills. The
+# tests have built the programs already; `build` before them would compile much twice, with other features.
+test: packages
 	cargo test --release --workspace
+	@$(link)
 	@scripts/e2e/run load --kills 3 --records 6000 --acknowledged 6000
 
 lint: packages
@@ -23,11 +25,11 @@ lint: packages
 	cargo test --release -p flotilla-xtask
 
 # The programs, linked into bin/.
+link = mkdir -p bin && ln -sf $(CARGO_TARGET_DIR)/release/flotilla bin/flotilla && \
+	ln -sf $(CARGO_TARGET_DIR)/release/flotilla-bench bin/flotilla-bench
 build: packages
 	cargo build --release -p flotilla-node -p flotilla-bench -p flotilla-sim
-	@mkdir -p bin
-	@ln -sf $(CARGO_TARGET_DIR)/release/flotilla bin/flotilla
-	@ln -sf $(CARGO_TARGET_DIR)/release/flotilla-bench bin/flotilla-bench
+	@$(link)
 
 # Simulated clusters, one from each seed (docs/simulation.md).
 SEEDS ?= 1000
