@@ -11,6 +11,7 @@ use flotilla_client::Client;
 use flotilla_node::cluster::InitRefused;
 use flotilla_node::config::NodeConfig;
 use flotilla_node::run::{Node, Progress};
+use flotilla_proto::v1::{RangeDescriptor, ReplicaDescriptor, ReplicaKind};
 use flotilla_types::KeySpan;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,10 +61,12 @@ async fn three_nodes_form_a_cluster_and_lose_nothing_with_their_first() {
         async move { all.put(Bytes::from_static(key), Bytes::from_static(value)).await.ok().map(drop) }
     };
     eventually("a write", || put(b"k", b"v")).await;
-    eventually("three replicas of every range", || async {
+    eventually("three voters of every range", || async {
         let ranges = all.ranges(&KeySpan::ALL, 0).await.ok()?;
-        let whole = ranges.len() == 5
-            && ranges.iter().all(|range| range.descriptor.as_ref().is_some_and(|range| range.replicas.len() == 3));
+        // Voters: with two of them and a learner the first could not be missed.
+        let votes = |replica: &ReplicaDescriptor| replica.kind() == ReplicaKind::Voter;
+        let full = |range: &RangeDescriptor| range.replicas.len() == 3 && range.replicas.iter().all(votes);
+        let whole = ranges.len() == 5 && ranges.iter().all(|range| range.descriptor.as_ref().is_some_and(full));
         whole.then_some(())
     })
     .await;
