@@ -43,3 +43,64 @@ impl LogRead for LogReads {
         self.0.entries(range, from, to, bytes_max)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use flotilla_storage::log::{LogBatch, LogHead, LogSeq, MetaKey};
+    use flotilla_storage::writer::{LogPriority, LogWriter, Submission};
+
+    use super::*;
+    use crate::store::Failure;
+
+    /// A log whose disk reports an error at every sync.
+    struct Broken(LogFatal);
+
+    impl LogStore for Broken {
+        fn write(&self, _: &LogBatch) -> Result<LogSeq, LogFatal> {
+            Err(self.0.clone())
+        }
+        fn entries(&self, _: RangeId, from: LogIndex, _: LogIndex, _: usize) -> Result<Vec<LogEntry>, ReadLogError> {
+            Err(ReadLogError::Gone(from))
+        }
+        fn heads(&self) -> Vec<(RangeId, LogHead)> {
+            Vec::new()
+        }
+        fn meta(&self, _: MetaKey) -> Option<bytes::Bytes> {
+            None
+        }
+        fn metas(&self) -> Vec<(MetaKey, bytes::Bytes)> {
+            Vec::new()
+        }
+        fn seq(&self) -> LogSeq {
+            LogSeq(0)
+        }
+        fn purge(&self) -> Result<Vec<RangeId>, LogFatal> {
+            Ok(Vec::new())
+        }
+        fn used_bytes(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_failed_sync_acknowledges_nothing_and_ends_the_process_with_its_own_code() {
+        for (error, code) in [(LogFatal::Io("fdatasync: EIO".to_owned()), 4), (LogFatal::DiskFull, 5)] {
+            let (met, meets) = crossbeam::channel::bounded(1);
+            let met = Mutex::new(met);
+            let on_failure = OnFailure::new(move |failure: Failure| drop(met.lock().unwrap().send(failure)));
+            let observer = Observer { meters: LogMeters::new(), on_failure };
+            let writer = LogWriter::spawn(Arc::new(Broken(error)), LogPriority::Normal, observer).unwrap();
+            let acknowledged = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let told = Arc::clone(&acknowledged);
+            let done = Box::new(move |_| told.store(true, std::sync::atomic::Ordering::SeqCst));
+            writer.submit(Submission { ops: Vec::new(), done }).unwrap();
+            let failure = meets.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert_eq!(failure.exit_code(), code, "{failure}");
+            drop(writer);
+            assert!(!acknowledged.load(std::sync::atomic::Ordering::SeqCst));
+        }
+    }
+}
