@@ -328,6 +328,9 @@ impl Fleet {
     pub fn step(&mut self, events: Vec<Event>, now: Now, engine: &dyn Reader, support: &dyn Support) -> Vec<Effect> {
         let ctx = Ctx { now: now.hlc, mono: now.mono, support, may_campaign: !self.suspended && !self.draining };
         let mut turn = Turn::default();
+        if !self.unborn.is_empty() {
+            self.replay_births(&ctx, engine, &mut turn);
+        }
         if std::mem::take(&mut self.fresh) {
             self.start_asleep(&ctx);
         }

@@ -7,6 +7,8 @@ mod world;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use flotilla_range::event::Event;
+use flotilla_range::message::PeerMessage;
 use flotilla_types::{
     Admin, CheckId, Command, Key, RangeDescriptor, RangeError, RangeId, Read, ReadAt, Reply, RequestId, StoreId,
     Timestamp, Write,
@@ -276,4 +278,21 @@ fn a_child_is_led_at_once_by_the_store_of_its_parents_leader() {
         assert!(waited < Duration::from_millis(120), "{waited:?}");
         assert_eq!(world.leader(RangeId(101)), Some(parent));
     }
+}
+
+#[test]
+fn a_parent_that_is_removed_by_the_first_message_after_a_start_has_made_its_child_before() {
+    let mut world = World::new();
+    write(&mut world, 1, "a", "1");
+    split(&mut world, "m", 101);
+    write(&mut world, 2, "z", "2");
+    pass(&mut world, 500);
+    world.kill(StoreId(3));
+    world.restart(StoreId(3));
+    let me = owner(&mut world, &user("a")).on_store(StoreId(3)).unwrap().replica;
+    let message = PeerMessage::Removed { range: USER, next: me.next() };
+    world.nodes.get_mut(&StoreId(3)).unwrap().events.insert(0, Event::Message { from: StoreId(1), message });
+    pass(&mut world, 1000);
+    let ranges: Vec<_> = world.nodes[&StoreId(3)].fleet.status().iter().map(|status| status.descriptor.range).collect();
+    assert!(ranges.contains(&RangeId(101)) && !ranges.contains(&USER), "{ranges:?}");
 }

@@ -5,6 +5,7 @@
 //! is there with all that it promised: the child is *unborn* until the parent's replay, which the birth proves to be
 //! committed, makes it again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use flotilla_storage::engine::Reader;
@@ -69,6 +70,28 @@ impl Fleet {
             Err(why) => {
                 self.lost.insert(range, Lost { me, descriptor: born.state.descriptor });
                 turn.effects.push(Effect::Lost { range, why: why.to_string() });
+            }
+        }
+    }
+
+    /// Before anything is heard in this process: the parents' logs bring them to the cuts that births prove. Else a parent
+    /// could be removed, by the first message, before it made its child again.
+    pub(super) fn replay_births(&mut self, ctx: &Ctx<'_>, engine: &dyn Reader, turn: &mut Turn) {
+        loop {
+            let births = self.unborn.values().filter(|head| self.is_expected(head)).filter_map(|head| head.birth);
+            let parents: BTreeSet<_> = births.map(|birth| birth.parent).collect();
+            let applied = |fleet: &Self| -> Vec<_> {
+                parents.iter().map(|parent| fleet.replicas.get(parent).map(|of| of.state.applied.pos)).collect()
+            };
+            let before = applied(self);
+            for parent in
+                parents.iter().filter(|parent| self.replicas.contains_key(parent)).copied().collect::<Vec<_>>()
+            {
+                self.turn_of(ctx, parent, engine, turn);
+            }
+            // Nothing left, or nothing that goes on without the others.
+            if applied(self) == before {
+                return;
             }
         }
     }
