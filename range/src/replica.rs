@@ -342,8 +342,9 @@ impl Replica {
                 }
                 Ok(evaluated)
             }
+            // `request` sends these another way: a change of the range waits for no latch.
             RangeCommand::Admin(_) => Err(Failed::Answer(RangeError::Invalid {
-                what: "this version does not change ranges on request".to_owned(),
+                what: "a change of the range was taken for a read or write of its keys".to_owned(),
             })),
         }
     }

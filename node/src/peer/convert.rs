@@ -1,15 +1,10 @@
 //! What ranges and liveness say to each other, as it stands on the wire.
 
-use flotilla_proto::gate::WireError;
+use flotilla_proto::gate::{WireError, needed};
 use flotilla_proto::internal as wire;
 use flotilla_range::liveness::{GivenHint, Heartbeat, HeartbeatReply};
 use flotilla_range::message::{Beat, BeatReply, Envelope};
 use flotilla_types::{LogIndex, RangeId, ReplicaId, StoreId, Term, Timestamp};
-
-/// What a message must have.
-pub(super) fn needed<T>(field: Option<T>, name: &'static str) -> Result<T, WireError> {
-    field.ok_or_else(|| WireError::new(format!("{name} is missing")))
-}
 
 pub(super) fn envelope_out(envelope: Envelope) -> wire::Envelope {
     wire::Envelope {

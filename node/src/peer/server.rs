@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_proto::gate::needed;
 use flotilla_proto::internal::{self as wire, peer_server::Peer, snapshot_part::Part};
 use flotilla_range::liveness::LivenessMessage;
 use flotilla_range::message::{PeerMessage, SnapshotHeader, SnapshotId};
@@ -333,7 +334,7 @@ impl RaftListener {
 
     fn request(&self, forwarded: wire::ForwardedRequest, permits: &Arc<Semaphore>) {
         let id = forwarded.id;
-        let request = convert::needed(forwarded.request, "a forwarded request").and_then(RangeRequest::try_from);
+        let request = needed(forwarded.request, "a forwarded request").and_then(RangeRequest::try_from);
         let request = match request {
             Ok(request) => request,
             Err(error) => return self.refuse(id, RangeError::Invalid { what: error.to_string() }),

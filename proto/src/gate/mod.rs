@@ -32,8 +32,11 @@ impl WireError {
     }
 }
 
-/// What a message must have.
-pub(crate) fn needed<T>(field: Option<T>, name: &'static str) -> Result<T, WireError> {
+/// What a message must have; `name` says what, for the error.
+///
+/// # Errors
+/// It is not there.
+pub fn needed<T>(field: Option<T>, name: &'static str) -> Result<T, WireError> {
     field.ok_or_else(|| WireError::new(format!("{name} is missing")))
 }
 
