@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flotilla_check::{Operation, Outcome};
-use flotilla_types::{RangeId, StoreId};
+use flotilla_types::{RangeId, StoreId, nanoseconds};
 use rand::Rng;
 
 use crate::clients::{Answers, Ended, Op, SETTLED, draw, in_doubt, key, perform};
@@ -397,8 +397,4 @@ impl Run {
             }
         }
     }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -19,7 +19,7 @@ use flotilla_storage::engine::Engine;
 use flotilla_storage::log::{LogBatch, LogStore};
 use flotilla_types::{
     Command, Key, KeySpan, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, Read, ReadAt, Reply,
-    StoreId, Timestamp,
+    StoreId, Timestamp, nanoseconds,
 };
 use futures::channel::oneshot;
 use rand::{Rng, SeedableRng};
@@ -586,8 +586,4 @@ fn is_kept(keeping: &Mutex<BTreeMap<RangeId, RangeDescriptor>>, written: &RangeD
         keeping.remove(&written.range);
     }
     kept
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

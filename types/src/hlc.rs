@@ -160,8 +160,9 @@ impl Hlc {
     }
 }
 
-/// Nanoseconds as the wall part of a timestamp counts them; saturates after the year 2554.
-fn nanoseconds(duration: Duration) -> u64 {
+/// Nanoseconds as the wall part of a timestamp, a record and a message count them; saturates after 584 years.
+#[must_use]
+pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

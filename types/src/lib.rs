@@ -19,7 +19,7 @@ mod request;
 
 pub use descriptor::{DescriptorError, RangeDescriptor, ReplicaDescriptor, ReplicaKind};
 pub use error::{Actor, RangeError};
-pub use hlc::{ClockError, Hlc, Timestamp};
+pub use hlc::{ClockError, Hlc, Timestamp, nanoseconds};
 pub use id::{
     ClusterId, Generation, IdError, LogIndex, NodeId, RangeId, ReplicaId, RequestId, StoreId, StoreUuid, Term,
 };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flotilla_proto::gate::WireError;
 use flotilla_proto::internal as wire;
-use flotilla_types::{ClusterId, StoreId, StoreUuid};
+use flotilla_types::{ClusterId, StoreId, StoreUuid, nanoseconds};
 use tonic::{Code, Status};
 
 use super::directory::{Directory, Stranger};
@@ -117,8 +117,4 @@ pub(super) fn fences(status: &Status) -> bool {
 
 pub(crate) fn malformed(error: &dyn std::fmt::Display) -> Status {
     Status::invalid_argument(error.to_string())
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -14,7 +14,8 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use super::link::{HeartbeatItem, Link, RaftItem};
-use super::{Peers, convert, hello, meters};
+use super::meters::Lane;
+use super::{Peers, convert, hello};
 
 /// What one frame should hold: enough to be worth a system call, little enough to be soon done.
 const FRAME_BYTES: usize = 512 << 10;
@@ -58,12 +59,8 @@ pub(super) async fn client(peers: &Peers, link: &Link) -> Result<PeerClient<Chan
 }
 
 /// Runs a lane until the node stops: dials, and dials again with growing pauses.
-pub(super) async fn keep<F>(
-    peers: Arc<Peers>,
-    link: Arc<Link>,
-    lane: &'static str,
-    run: impl Fn(Arc<Peers>, Arc<Link>) -> F,
-) where
+pub(super) async fn keep<F>(peers: Arc<Peers>, link: Arc<Link>, lane: Lane, run: impl Fn(Arc<Peers>, Arc<Link>) -> F)
+where
     F: Future<Output = Status>,
 {
     let mut pause = BACKOFF_MIN;
@@ -79,7 +76,7 @@ pub(super) async fn keep<F>(
         }
         // Said once for each new reason, not once for each try.
         if told.as_ref() != Some(&broke.message().to_owned()) {
-            tracing::info!(peer = %link.peer, lane, why = broke.message(), "no connection");
+            tracing::info!(peer = %link.peer, lane = lane.name(), why = broke.message(), "no connection");
             told = Some(broke.message().to_owned());
         }
         let lasted = peers.clock.mono().saturating_sub(begun);
@@ -154,7 +151,7 @@ impl RaftSender {
         }
         // Taken last, so that the receiver's clock is moved above everything that the frame tells (leases 1.2).
         frame.now = Some(self.peers.clock.now().ok()?.into());
-        meters::sent(meters::RAFT, self.link.peer, &frame);
+        self.peers.meters(self.link.peer).lane(Lane::Raft).sent(&frame);
         self.number += 1;
         Some((frame, self))
     }
@@ -181,7 +178,7 @@ fn take_answer(peers: &Peers, link: &Link, answer: wire::RaftAnswer) {
         tracing::debug!(peer = %link.peer, "its clock could not be taken in");
     }
     if answer.clock_ahead {
-        meters::clock_ahead(link.peer);
+        peers.meters(link.peer).clock_ahead.increment(1);
     }
     link.acknowledged(answer.acknowledged);
     for reply in answer.replies {
@@ -234,7 +231,7 @@ async fn heartbeats_until_broken(peers: &Arc<Peers>, link: &Arc<Link>) -> Status
                 link.up.store(true, Ordering::Release);
                 peers.take_clock(link.peer, answer.now);
                 if answer.clock_ahead {
-                    meters::clock_ahead(link.peer);
+                    peers.meters(link.peer).clock_ahead.increment(1);
                 }
             }
             Ok(None) => return Status::unavailable("the peer ended the stream"),
@@ -268,7 +265,7 @@ impl HeartbeatSender {
             }
         }
         frame.now = Some(self.peers.clock.now().ok()?.into());
-        meters::sent(meters::HEARTBEATS, self.link.peer, &frame);
+        self.peers.meters(self.link.peer).lane(Lane::Heartbeats).sent(&frame);
         Some((frame, self))
     }
 }

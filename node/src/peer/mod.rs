@@ -17,7 +17,7 @@ mod hello;
 mod lanes;
 mod link;
 pub mod member;
-pub(crate) mod meters;
+mod meters;
 mod outbox;
 mod server;
 mod snapshots;
@@ -44,6 +44,7 @@ use self::directory::Directory;
 use self::hello::Me;
 use self::link::{HeartbeatItem, Link, RaftItem};
 use self::member::Contact;
+use self::meters::{Lane, PeerMeters};
 pub use self::server::PeerService;
 use crate::clock::NodeClock;
 use crate::ports::{Network, SnapshotOutlet};
@@ -79,6 +80,7 @@ pub struct Peers {
     pub directory: Arc<Directory>,
     clock: Arc<NodeClock>,
     links: DashMap<StoreId, Arc<Link>>,
+    meters: DashMap<StoreId, Arc<PeerMeters>>,
     me: OnceLock<Me>,
     store: OnceLock<StoreHandle>,
     desk: OnceLock<Arc<dyn JoinDesk>>,
@@ -105,6 +107,7 @@ impl Peers {
             directory,
             clock,
             links: DashMap::new(),
+            meters: DashMap::new(),
             me: OnceLock::new(),
             store: OnceLock::new(),
             desk: OnceLock::new(),
@@ -228,12 +231,13 @@ impl Peers {
         let Some(now) = now else { return false };
         let now = Timestamp::from(now);
         let wall = self.clock.readings().wall;
-        meters::clock_offset(peer, Duration::from_nanos(now.wall).as_secs_f64() - wall.as_secs_f64());
+        let meters = self.meters(peer);
+        meters.clock_offset.set(Duration::from_nanos(now.wall).as_secs_f64() - wall.as_secs_f64());
         match self.clock.forward(now) {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(%peer, %error, "a frame was dropped");
-                meters::clock_ahead(peer);
+                meters.clock_ahead.increment(1);
                 false
             }
         }
@@ -259,8 +263,8 @@ impl Peers {
         }
         let link = Arc::new(Link::new(peer));
         self.links.insert(peer, Arc::clone(&link));
-        self.spawn(lanes::keep(Arc::clone(self), Arc::clone(&link), meters::RAFT, lanes::raft));
-        self.spawn(lanes::keep(Arc::clone(self), link, meters::HEARTBEATS, lanes::heartbeats));
+        self.spawn(lanes::keep(Arc::clone(self), Arc::clone(&link), Lane::Raft, lanes::raft));
+        self.spawn(lanes::keep(Arc::clone(self), link, Lane::Heartbeats, lanes::heartbeats));
     }
 
     /// Leases 2.3: liveness must answer for the path that commits writes.
@@ -280,15 +284,22 @@ impl Peers {
         }
     }
 
+    fn meters(&self, peer: StoreId) -> Arc<PeerMeters> {
+        if let Some(known) = self.meters.get(&peer) {
+            return Arc::clone(&known);
+        }
+        Arc::clone(&self.meters.entry(peer).or_insert_with(|| Arc::new(PeerMeters::new(peer))))
+    }
+
     fn link(&self, peer: StoreId) -> Option<Arc<Link>> {
         self.links.get(&peer).map(|link| Arc::clone(&link))
     }
 
     /// Messages to a peer had no room: its ranges' leaders probe it instead of streaming.
-    fn dropped(&self, lane: &'static str, peer: StoreId, count: usize) {
-        meters::dropped(lane, peer, count);
+    fn dropped(&self, lane: Lane, peer: StoreId, count: usize) {
+        self.meters(peer).lane(lane).dropped.increment(count as u64);
         let due = self.link(peer).is_none_or(|link| link.report_due(self.clock.mono()));
-        if let Some(store) = self.store().filter(|_| due && lane == meters::RAFT) {
+        if let Some(store) = self.store().filter(|_| due && lane == Lane::Raft) {
             store.unreachable(peer);
         }
     }
@@ -349,16 +360,16 @@ impl Network for PeerNetwork {
             let count = items.len();
             let refused = self.0.link(to).map_or(count, |link| link.raft.push(items).len());
             if refused > 0 {
-                self.0.dropped(meters::RAFT, to, refused);
+                self.0.dropped(Lane::Raft, to, refused);
             }
         }
     }
 
     fn send_liveness(&self, to: StoreId, message: LivenessMessage) {
-        let Some(link) = self.0.link(to) else { return self.0.dropped(meters::HEARTBEATS, to, 1) };
+        let Some(link) = self.0.link(to) else { return self.0.dropped(Lane::Heartbeats, to, 1) };
         let refused = link.liveness.push([HeartbeatItem::Liveness(message)]).len();
         if refused > 0 {
-            self.0.dropped(meters::HEARTBEATS, to, refused);
+            self.0.dropped(Lane::Heartbeats, to, refused);
         }
     }
 
@@ -375,7 +386,7 @@ impl PeerNetwork {
     fn heartbeat(&self, to: StoreId, item: HeartbeatItem) {
         let refused = self.0.link(to).map_or(1, |link| link.heartbeats.push([item]).len());
         if refused > 0 {
-            self.0.dropped(meters::HEARTBEATS, to, refused);
+            self.0.dropped(Lane::Heartbeats, to, refused);
         }
     }
 }

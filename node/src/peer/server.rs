@@ -16,8 +16,9 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::hello::{Caller, malformed, refusal};
+use super::meters::Lane;
 use super::outbox::{Outbox, Weighed};
-use super::{Peers, convert, meters};
+use super::{Peers, convert};
 use crate::store::StoreHandle;
 
 /// Forwarded requests that one peer may have under way here.
@@ -120,7 +121,7 @@ impl Peer for PeerService {
                 if let Err(fenced) = peers.still_newest(caller) {
                     return Some((Err(fenced), (peers, store, frames)));
                 }
-                meters::received(meters::HEARTBEATS, caller.store);
+                peers.meters(caller.store).lane(Lane::Heartbeats).received.increment(1);
                 if !peers.take_clock(caller.store, frame.now) {
                     let answer = wire::HeartbeatAnswer { now: peers.now(), clock_ahead: true };
                     return Some((Ok(answer), (peers, store, frames)));
@@ -303,7 +304,7 @@ impl RaftListener {
     }
 
     fn take(&self, frame: wire::RaftFrame, permits: &Arc<Semaphore>) {
-        meters::received(meters::RAFT, self.caller.store);
+        self.peers.meters(self.caller.store).lane(Lane::Raft).received.increment(1);
         let clock_ahead = !self.peers.take_clock(self.caller.store, frame.now);
         self.answers.push([RaftPart::Acknowledged { number: frame.number, clock_ahead }]);
         if clock_ahead {

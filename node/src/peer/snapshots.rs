@@ -13,7 +13,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::link::Link;
-use super::{Peers, convert, lanes, meters};
+use super::meters::PeerMeters;
+use super::{Peers, convert, lanes};
 use crate::ports::{Broken, SnapshotOutlet};
 
 /// Frames between the reading thread and the socket: one under way, one being read.
@@ -26,6 +27,7 @@ const RESULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// See the module's page.
 pub(super) struct Outlet {
     runtime: Handle,
+    meters: Arc<PeerMeters>,
     frames: mpsc::Sender<wire::SnapshotPart>,
     result: oneshot::Receiver<Result<(), Status>>,
 }
@@ -34,7 +36,7 @@ impl Outlet {
     pub(super) fn open(peers: &Arc<Peers>, to: StoreId, header: SnapshotHeader) -> Self {
         let (frames, parts) = mpsc::channel(FRAMES);
         let (done, result) = oneshot::channel();
-        let (peers, runtime) = (Arc::clone(peers), peers.runtime.clone());
+        let (peers, runtime, meters) = (Arc::clone(peers), peers.runtime.clone(), peers.meters(to));
         peers.tasks.clone().spawn_on(
             async move {
                 let sent = tokio::select! {
@@ -46,7 +48,7 @@ impl Outlet {
             },
             &runtime,
         );
-        Self { runtime, frames, result }
+        Self { runtime, meters, frames, result }
     }
 }
 
@@ -74,7 +76,7 @@ async fn send(
 
 impl SnapshotOutlet for Outlet {
     fn frame(&mut self, frame: Bytes) -> Result<(), Broken> {
-        metrics::counter!("flotilla_peer_bytes_sent_total", "lane" => meters::BULK).increment(frame.len() as u64);
+        self.meters.snapshot_bytes.increment(frame.len() as u64);
         let part = wire::SnapshotPart { part: Some(Part::Frame(frame)) };
         let sent = self.runtime.block_on(async { tokio::time::timeout(FRAME_TIMEOUT, self.frames.send(part)).await });
         match sent {
@@ -85,7 +87,7 @@ impl SnapshotOutlet for Outlet {
     }
 
     fn finish(self: Box<Self>) -> bool {
-        let Self { runtime, frames, result } = *self;
+        let Self { runtime, frames, result, .. } = *self;
         drop(frames);
         let result = runtime.block_on(async { tokio::time::timeout(RESULT_TIMEOUT, result).await });
         match result {

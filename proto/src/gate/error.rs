@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use flotilla_types::{Key, RangeDescriptor, RangeError, RangeId, StoreId, Term};
+use flotilla_types::{Key, RangeDescriptor, RangeError, RangeId, StoreId, Term, nanoseconds};
 
-use super::{WireError, key_out, nanoseconds, needed};
+use super::{WireError, key_out, needed};
 use crate::internal::{self as wire, range_error::Kind};
 
 /// Queues that ranges name. Another version's queue is told without its name.

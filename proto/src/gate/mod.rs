@@ -10,8 +10,6 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use flotilla_types::{Key, KeySpan, Timestamp};
 use thiserror::Error;
@@ -38,10 +36,6 @@ impl WireError {
 /// It is not there.
 pub fn needed<T>(field: Option<T>, name: &'static str) -> Result<T, WireError> {
     field.ok_or_else(|| WireError::new(format!("{name} is missing")))
-}
-
-pub(crate) fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl From<Timestamp> for v1::Timestamp {

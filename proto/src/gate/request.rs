@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use flotilla_types::{
     Admin, BatchOp, CheckId, Command, ConfTarget, Generation, Key, RangeId, RangeRequest, Read, ReadAt, RequestId,
-    StoreId, Write,
+    StoreId, Write, nanoseconds,
 };
 
-use super::{WireError, key_out, nanoseconds, needed};
+use super::{WireError, key_out, needed};
 use crate::internal::{self as wire, range_request, write};
 
 impl From<&RangeRequest> for wire::RangeRequest {

@@ -4,15 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_storage::log::StoreBound;
-use flotilla_types::{RecordError, RecordReader, RecordWriter};
+use flotilla_types::{RecordError, RecordReader, RecordWriter, nanoseconds};
 
 use super::state::Row;
 
 const VERSION: u8 = 1;
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
 
 /// Writes `MetaKey::Bound`.
 #[must_use]
