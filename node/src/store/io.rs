@@ -1,16 +1,14 @@
 //! The IO threads: work that may wait for a disk for long and must not hold up a turn.
 
-use std::thread::JoinHandle;
-
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use crossbeam::select;
 
 /// Threads: one more than what a flush before an ingest can block.
-const THREADS: usize = 2;
+pub(super) const THREADS: [&str; 2] = ["io-1", "io-2"];
 /// Jobs that wait. Ingests and frames are bounded by the number of incoming snapshots, so that deletions alone can fill it.
 const QUEUE: usize = 64;
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(super) type Job = Box<dyn FnOnce() + Send>;
 
 /// Gives jobs to the IO threads.
 #[derive(Clone)]
@@ -29,17 +27,14 @@ impl IoQueue {
     }
 }
 
-/// Starts the threads. They end when the sender of `stop` is gone, whoever still holds a queue.
-pub(super) fn spawn(stop: &Receiver<()>) -> std::io::Result<(IoQueue, Vec<JoinHandle<()>>)> {
+/// The jobs' two ends, for one [`run`] per name in [`THREADS`].
+pub(super) fn queue() -> (IoQueue, Receiver<Job>) {
     let (queue, jobs) = bounded(QUEUE);
-    let threads = (1..=THREADS).map(|n| {
-        let (jobs, stop) = (jobs.clone(), stop.clone());
-        std::thread::Builder::new().name(format!("io-{n}")).spawn(move || run(&jobs, &stop))
-    });
-    Ok((IoQueue(queue), threads.collect::<Result<_, _>>()?))
+    (IoQueue(queue), jobs)
 }
 
-fn run(jobs: &Receiver<Job>, stop: &Receiver<()>) {
+/// Runs jobs until the sender of `stop` is gone, whoever still holds a queue.
+pub(super) fn run(jobs: &Receiver<Job>, stop: &Receiver<()>) {
     loop {
         select! {
             recv(jobs) -> job => match job {
