@@ -18,7 +18,6 @@ mod boot;
 mod bucket;
 mod callers;
 mod config;
-mod crew;
 mod dir;
 mod disk;
 mod fatal;
@@ -39,6 +38,7 @@ mod marks;
 mod meters;
 mod outgoing;
 mod wiring;
+mod workers;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -58,18 +58,18 @@ pub use intake::{IntakeError, SnapshotIntake};
 use crate::ports::Ports;
 use background::Background;
 use bucket::Bucket;
-use crew::Crew;
 use handle::Shared;
 use hasher::Hasher;
 use outgoing::Outgoing;
 use wiring::Wiring;
+use workers::Workers;
 
 /// A running store. Dropping it closes it.
 pub struct Store {
     shared: Arc<Shared>,
     outgoing: Arc<Outgoing>,
     /// Dismissed after the fleet's thread ended, which feeds it.
-    crew: Crew,
+    workers: Workers,
     flush: Option<flusher::FlushRequests>,
     log: Option<Arc<LogWriter>>,
     fleet: Option<JoinHandle<()>>,
@@ -104,7 +104,7 @@ impl Store {
         let mut store = Self {
             shared: Arc::clone(&shared),
             outgoing: Arc::clone(&outgoing),
-            crew: Crew::new(on_failure.clone()),
+            workers: Workers::new(on_failure.clone()),
             flush: Some(flush.clone()),
             log: Some(Arc::clone(&writer)),
             fleet: None,
@@ -114,20 +114,21 @@ impl Store {
         };
 
         // From here on an error drops `store`, which ends what was started.
-        let crew = &mut store.crew;
+        let workers = &mut store.workers;
         for name in io::THREADS {
-            let (jobs, stop) = (io_jobs.clone(), crew.stop());
-            crew.hire(name, move || io::run(&jobs, &stop))?;
+            let (jobs, stop) = (io_jobs.clone(), workers.stop());
+            workers.hire(name, move || io::run(&jobs, &stop))?;
         }
         let bucket = Bucket::new(config.hash_bytes_per_second);
-        let (hashes, hasher) = Hasher::new(bucket, Arc::clone(&wiring.hashes), Arc::clone(&wiring.inbox), crew.stop());
-        crew.hire("hasher", move || hasher.run())?;
-        let (disk, stop, failure) = (booted.disk, crew.stop(), on_failure.clone());
+        let (hashes, hasher) =
+            Hasher::new(bucket, Arc::clone(&wiring.hashes), Arc::clone(&wiring.inbox), workers.stop());
+        workers.hire("hasher", move || hasher.run())?;
+        let (disk, stop, failure) = (booted.disk, workers.stop(), on_failure.clone());
         let (inbox, tight) = (Arc::clone(&wiring.inbox), Arc::clone(&wiring.tight));
-        crew.hire("disk", move || disk.run(&stop, &inbox, &tight, &failure))?;
+        workers.hire("disk", move || disk.run(&stop, &inbox, &tight, &failure))?;
 
         let flusher = wiring.flusher(flush_requests);
-        store.flusher = Some(crew::spawn("flusher", &on_failure, move || flusher.run())?);
+        store.flusher = Some(workers::spawn("flusher", &on_failure, move || flusher.run())?);
         let background = Background {
             engine: Arc::clone(&wiring.engine),
             inbox: Arc::clone(&wiring.inbox),
@@ -138,9 +139,9 @@ impl Store {
             on_failure: on_failure.clone(),
         };
         let fleet = wiring.fleet_loop(fleet, Arc::clone(&writer), background, flush);
-        store.fleet = Some(crew::spawn("fleet", &on_failure, move || fleet.run(first))?);
+        store.fleet = Some(workers::spawn("fleet", &on_failure, move || fleet.run(first))?);
         let liveness = wiring.liveness_loop(liveness, writer);
-        store.liveness = Some(crew::spawn("liveness", &on_failure, move || liveness.run())?);
+        store.liveness = Some(workers::spawn("liveness", &on_failure, move || liveness.run())?);
         let Identity { store: number, uuid, cluster } = wiring.identity;
         tracing::info!(store = %number, %uuid, %cluster, boot = wiring.boot, "the store starts");
         Ok((store, StoreHandle { shared }))
@@ -159,14 +160,14 @@ impl Store {
         self.outgoing.close();
         // Who is behind them sees the store go silent, not wrong: liveness first, then the fleet.
         self.shared.liveness.close();
-        crew::join("liveness", self.liveness.take());
-        crew::join("fleet", self.fleet.take());
+        workers::join("liveness", self.liveness.take());
+        workers::join("fleet", self.fleet.take());
         // The fleet's thread held the last queues into these.
-        self.crew.dismiss();
+        self.workers.dismiss();
         // Waits until everything submitted is synced.
         self.log = None;
         self.flush = None;
-        crew::join("flusher", self.flusher.take());
+        workers::join("flusher", self.flusher.take());
     }
 }
 

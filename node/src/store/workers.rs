@@ -7,27 +7,27 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use super::StartError;
 use super::fatal::{Failure, OnFailure};
 
-/// Threads that end when they are told to. Whoever starts one here waits for it in [`Crew::dismiss`].
-pub(super) struct Crew {
+/// Threads that end when they are told to. Whoever starts one here waits for it in [`Workers::dismiss`].
+pub(super) struct Workers {
     on_failure: OnFailure,
     /// Their drop tells the threads behind them to end.
     stops: Vec<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Crew {
+impl Workers {
     pub(super) const fn new(on_failure: OnFailure) -> Self {
         Self { on_failure, stops: Vec::new(), threads: Vec::new() }
     }
 
-    /// A receiver that is disconnected when the crew is dismissed.
+    /// A receiver that is disconnected when the workers are dismissed.
     pub(super) fn stop(&mut self) -> Receiver<()> {
         let (stop, stopped) = bounded(0);
         self.stops.push(stop);
         stopped
     }
 
-    /// Starts one that ends on a [`Crew::stop`], or when the last who gives it work is gone.
+    /// Starts one that ends on a [`Workers::stop`], or when the last who gives it work is gone.
     pub(super) fn hire(&mut self, name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
         self.threads.push(spawn(name, &self.on_failure, run)?);
         Ok(())
