@@ -5,6 +5,8 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +28,20 @@ def wait_for(what, holds, seconds=60, pause=0.05):
         if time.monotonic() - start > seconds:
             raise Failed(f"{seconds} s passed without: {what}")
         time.sleep(pause)
+
+
+def enter(parser, run, name):
+    """A script's way in: a directory for the stores, unless --stores names one, and an exit status."""
+    parser.add_argument("--stores", help="where the nodes keep their stores; a directory of its own by default")
+    arguments = parser.parse_args()
+    try:
+        if arguments.stores:
+            return run(arguments, arguments.stores)
+        with tempfile.TemporaryDirectory(prefix=f"flotilla-{name}-") as stores:
+            return run(arguments, stores)
+    except Failed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
 
 
 def settings(number):

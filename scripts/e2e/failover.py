@@ -4,13 +4,12 @@
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 
 import grpc
 
 import flotilla_grpc
-from cluster import Cluster, Failed, wait_for
+from cluster import Cluster, Failed, enter, wait_for
 from load import RequestIds, leader_of, replicated, split, verify, wait_for_value, attempt, RETRY
 
 
@@ -64,13 +63,7 @@ def run(arguments, stores):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
-    arguments = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory(prefix="flotilla-failover-") as stores:
-            return run(arguments, stores)
-    except Failed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
+    return enter(parser, run, "failover")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@
 import argparse
 import concurrent.futures
 import sys
-import tempfile
 import time
 
 import flotilla_grpc
-from cluster import Cluster, Failed, wait_for
+from cluster import Cluster, enter, wait_for
 from failover import first_success
 from load import RequestIds, attempt, ranges
 
@@ -104,13 +103,7 @@ def main():
     parser.add_argument("--ranges", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=60, help="how long to watch the ranges at rest")
     parser.add_argument("--settle", type=float, default=30, help="how long to let things come to rest")
-    arguments = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory(prefix="flotilla-idle-") as stores:
-            return run(arguments, stores)
-    except Failed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
+    return enter(parser, run, "idle")
 
 
 if __name__ == "__main__":

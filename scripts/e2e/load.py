@@ -14,14 +14,13 @@ import random
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
 import grpc
 
 import flotilla_grpc
-from cluster import Cluster, Failed, wait_for
+from cluster import Cluster, Failed, enter, wait_for
 
 # What a client may try again with the same request id: nothing was done, or it is not known whether it was.
 RETRY = {
@@ -287,16 +286,7 @@ def main():
     parser.add_argument("--splits", type=int, default=8)
     parser.add_argument("--writers", type=int, default=8)
     parser.add_argument("--pause", type=float, default=0.005, help="seconds between two records of one writer")
-    parser.add_argument("--stores", help="where the nodes keep their stores; a directory of its own by default")
-    arguments = parser.parse_args()
-    try:
-        if arguments.stores:
-            return run(arguments, arguments.stores)
-        with tempfile.TemporaryDirectory(prefix="flotilla-e2e-") as stores:
-            return run(arguments, stores)
-    except Failed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
+    return enter(parser, run, "load")
 
 
 if __name__ == "__main__":

@@ -266,22 +266,14 @@ impl Inbox {
     /// # Errors
     /// The mailbox is closed and empty.
     pub(super) fn take(&self, until: Instant, batch: &mut Batch) -> Result<(), Closed> {
-        let mut state = self.state();
-        loop {
-            if !state.batch.is_empty() {
-                std::mem::swap(&mut state.batch, batch);
-                batch.taken();
-                return Ok(());
+        self.wait_for(until, |waiting| {
+            if waiting.is_empty() {
+                return false;
             }
-            if state.closed {
-                return Err(Closed);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            state = self.wait(state, left);
-        }
+            std::mem::swap(waiting, batch);
+            batch.taken();
+            true
+        })
     }
 
     /// The same for what the store tells itself alone: the rest stays, and fills the mailbox.
@@ -289,10 +281,20 @@ impl Inbox {
     /// # Errors
     /// The mailbox is closed.
     pub(super) fn take_own(&self, until: Instant, events: &mut Vec<Event>) -> Result<(), Closed> {
+        self.wait_for(until, |waiting| {
+            let any = waiting.has_own();
+            if any {
+                waiting.take_own(events);
+            }
+            any
+        })
+    }
+
+    /// Waits until `take` has taken something, or `until` has passed.
+    fn wait_for(&self, until: Instant, mut take: impl FnMut(&mut Batch) -> bool) -> Result<(), Closed> {
         let mut state = self.state();
         loop {
-            if state.batch.has_own() {
-                state.batch.take_own(events);
+            if take(&mut state.batch) {
                 return Ok(());
             }
             if state.closed {
