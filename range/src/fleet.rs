@@ -5,8 +5,7 @@
 //! ranges that something happened to, or whose time has come, are looked at.
 //!
 //! `snapshots` sends and installs them, `uninit` holds replicas that exist by name only, `peers` knows which stores share
-//! a range with this one, `sleep` and `sleepers` keep idle ranges at no cost. Reads need a supported lease; there is no
-//! read-index fallback.
+//! a range with this one, `sleep` and `sleepers` keep idle ranges at no cost.
 
 mod births;
 mod destroy;
@@ -540,6 +539,7 @@ impl Fleet {
         let Some(replica) = self.replicas.get_mut(&range) else { return };
         replica.expire(ctx, &mut turn.effects);
         replica.evaluate_granted(ctx, engine, &mut turn.effects);
+        replica.prove_leadership(ctx);
         replica.leave_joint(ctx);
         let suspended_long = self.suspended && ctx.mono.saturating_sub(self.suspended_at) >= SUSPENDED_LONG;
         if self.draining || suspended_long {
@@ -553,6 +553,9 @@ impl Fleet {
             if ended {
                 break;
             }
+        }
+        if let Some(replica) = self.replicas.get_mut(&range) {
+            replica.admit_proven(ctx, &mut turn.effects);
         }
         self.discard_refused(range, turn);
         self.ask_if_orphaned(ctx, range, turn);
@@ -603,6 +606,7 @@ impl Fleet {
                 turn.effects.push(Effect::Lead { descriptor: replica.state.descriptor.clone() });
             }
         }
+        replica.proven(&ready.reads);
         let mut committed = &ready.committed[..];
         while !committed.is_empty() {
             let Some(replica) = self.replicas.get_mut(&range) else { break };

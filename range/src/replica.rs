@@ -6,8 +6,10 @@
 mod changes;
 mod end;
 mod proposals;
+mod reads;
 mod sleep;
 mod split;
+mod waits;
 
 pub(crate) use split::write_records;
 
@@ -18,12 +20,12 @@ use flotilla_storage::engine::{Reader, WriteBatch};
 use flotilla_storage::log::LogEntry;
 use flotilla_storage::mvcc::ReadWindow;
 use flotilla_types::{
-    Admin, Command as RangeCommand, KeySpan, LogIndex, RangeDescriptor, RangeError, RangeReply, RangeRequest, ReadAt,
+    Admin, Command as RangeCommand, KeySpan, LogIndex, RangeDescriptor, RangeError, RangeReply, RangeRequest,
     ReplicaId, RequestId, StoreId, Term, Timestamp, Write,
 };
 
 use crate::apply::{Born, State};
-use crate::command::Command;
+use crate::command::{Command, Versions};
 use crate::entry::{EntryCommand, Payload};
 use crate::evaluate::{self, Evaluated, Failed};
 use crate::event::{Effect, Token};
@@ -35,6 +37,7 @@ use crate::truncation::LogKeeping;
 use crate::turn::Turn;
 use proposals::{BREAKS_AFTER, Proposals, Proposed};
 use sleep::Slumber;
+use waits::{Held, Proof, Waits};
 
 /// Requests that may hold latches or wait for them in one range: some rounds of consensus at full speed.
 const OPEN_MAX: usize = 4096;
@@ -54,6 +57,10 @@ struct Open {
     token: Token,
     request: RangeRequest,
     deadline: Duration,
+    /// What a read that waited saw as the present when it came.
+    stamp: Option<ReadWindow>,
+    /// That this replica still led after it came.
+    proof: Option<Proof>,
 }
 
 /// A replica.
@@ -67,6 +74,8 @@ pub(crate) struct Replica {
     open: BTreeMap<LatchId, Open>,
     /// Open requests by deadline.
     deadlines: BTreeMap<(Duration, LatchId), ()>,
+    /// Requests without latches, and answers, that wait for a clock or a proof.
+    waits: Waits,
     /// Open requests that hold their latches and wait to be evaluated in the next turn.
     granted: Vec<LatchId>,
     /// Commands in the log, by the entry that carries them.
@@ -106,6 +115,7 @@ impl Replica {
             cache: TimestampCache::new(Timestamp::ZERO, CACHE_PIECES),
             open: BTreeMap::new(),
             deadlines: BTreeMap::new(),
+            waits: Waits::default(),
             granted: Vec::new(),
             proposed: Proposals::default(),
             unusable_since: None,
@@ -136,7 +146,8 @@ impl Replica {
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
         let group = self.group.next_wake().filter(|_| !self.slumber.asleep);
-        deadline.into_iter().chain(self.proposed.next_deadline()).chain(group).chain(self.asks_at()).min()
+        let waits = self.waits.next_wake(self.round_patience());
+        deadline.into_iter().chain(self.proposed.next_deadline()).chain(waits).chain(group).chain(self.asks_at()).min()
     }
 
     /// When it is to ask who owns its keys: it may have been removed without hearing of it.
@@ -158,9 +169,13 @@ impl Replica {
             Err(error) => return effects.push(Effect::Reply { token, result: Err(error) }),
         };
         let deadline = ctx.mono + request.timeout;
+        self.sequence(spans, Open { token, request, deadline, stamp: None, proof: None });
+    }
+
+    fn sequence(&mut self, spans: Vec<(KeySpan, Access)>, open: Open) {
         let (latch, held) = self.latches.acquire(spans);
-        self.open.insert(latch, Open { token, request, deadline });
-        self.deadlines.insert((deadline, latch), ());
+        self.deadlines.insert((open.deadline, latch), ());
+        self.open.insert(latch, open);
         if held {
             self.granted.push(latch);
         }
@@ -197,9 +212,7 @@ impl Replica {
         }
         self.check_breaker(ctx, matches!(request.command, RangeCommand::Read { .. }))?;
         self.check_usable()?;
-        if self.latches.len() >= OPEN_MAX {
-            return Err(RangeError::Overloaded { queue: "the range's latches", retry_after: RETRY_AFTER });
-        }
+        self.check_room()?;
         Ok(match &request.command {
             RangeCommand::Write { write: Write::Batch { ops }, .. } => {
                 ops.iter().map(|op| (KeySpan::point(op.key().clone()), Access::Write)).collect()
@@ -261,6 +274,7 @@ impl Replica {
             let error = RangeError::DeadlineExceeded { range: self.state.descriptor.range };
             self.answer(latch, Err(error), effects);
         }
+        self.look_at_waits(ctx, effects);
     }
 
     /// Evaluates the requests that hold their latches, and proposes what they write, many in an entry. What is too much for
@@ -282,9 +296,15 @@ impl Replica {
                 continue;
             }
             self.deadlines.remove(&(open.deadline, latch));
-            let result = match self.evaluate(ctx, engine, &open.request) {
+            let (id, write) = match &open.request.command {
+                RangeCommand::Write { id, write } => (*id, write),
+                RangeCommand::Read { .. } | RangeCommand::Admin(_) => {
+                    self.read_granted(ctx, engine, latch, open, effects);
+                    continue;
+                }
+            };
+            let result = match self.evaluate(ctx, engine, id, write) {
                 Ok(Evaluated::Propose(versions, reply)) => {
-                    let RangeCommand::Write { id, .. } = open.request.command else { continue };
                     let body = Command::Write(versions).encode();
                     if entry > 0 && entry + body.len() > ENTRY_BYTES {
                         self.propose(ctx, std::mem::take(&mut commands), std::mem::take(&mut callers), effects);
@@ -297,13 +317,12 @@ impl Replica {
                     continue;
                 }
                 Ok(Evaluated::Answer(reply)) => Ok(reply),
-                Err(Failed::Answer(error)) => Err(error),
-                Err(Failed::Engine(why)) => {
-                    self.group.lose(ctx, LossReason::Boot(why));
-                    Err(self.not_leaseholder())
-                }
+                Err(failed) => Err(self.failed(ctx, failed)),
             };
-            effects.push(Effect::Reply { token: open.token, result });
+            match result {
+                Ok(reply) => self.give(ctx, Held { token: open.token, reply, deadline: open.deadline }, effects),
+                Err(error) => effects.push(Effect::Reply { token: open.token, result: Err(error) }),
+            }
             self.release(latch);
         }
         // Before those whose latches came free meanwhile.
@@ -313,59 +332,45 @@ impl Replica {
         }
     }
 
-    fn evaluate(&mut self, ctx: &Ctx<'_>, engine: &dyn Reader, request: &RangeRequest) -> Result<Evaluated, Failed> {
-        self.check_usable().map_err(Failed::Answer)?;
-        let Some(span) = request.command.span() else {
-            return Err(Failed::Answer(RangeError::Invalid { what: "nothing to do".to_owned() }));
-        };
-        // It waited, and the range may have been cut meanwhile.
-        if !self.state.descriptor.span.covers(&span) {
-            return Err(Failed::Answer(self.mismatch(span)));
-        }
-        match &request.command {
-            RangeCommand::Read { at, read } => {
-                let window = self.serve_at(ctx, *at).map_err(Failed::Answer)?;
-                // Entered before it is answered, and also if it fails: an error tells something too.
-                self.cache.read(&span, window.at);
-                self.max_served = self.max_served.max(window.at);
-                evaluate::read(engine, read, window).map(Evaluated::Answer)
-            }
-            RangeCommand::Write { id, write } => {
-                let floor = ctx.now.max(self.state.lease.start).max(self.cache.highest(&span).next());
-                let evaluated = evaluate::write(engine, *id, write, floor)?;
-                if let Evaluated::Answer(reply) = &evaluated {
-                    // An answer that does not pass the log is a read of the present: it needs the lease.
-                    self.serve_at(ctx, ReadAt::Leaseholder).map_err(Failed::Answer)?;
-                    let at = reply.timestamp.max(ctx.now);
-                    self.cache.read(&span, at);
-                    self.max_served = self.max_served.max(at);
-                }
-                Ok(evaluated)
-            }
-            // `request` sends these another way: a change of the range waits for no latch.
-            RangeCommand::Admin(_) => Err(Failed::Answer(RangeError::Invalid {
-                what: "a change of the range was taken for a read or write of its keys".to_owned(),
-            })),
-        }
+    /// It waited: leadership may have moved and the range may have been cut meanwhile.
+    fn check_still_here(&self, span: &KeySpan) -> Result<(), RangeError> {
+        self.check_usable()?;
+        if self.state.descriptor.span.covers(span) { Ok(()) } else { Err(self.mismatch(span.clone())) }
     }
 
-    /// Leases 6.1: a read needs its uncertainty limit below U.
-    fn serve_at(&mut self, ctx: &Ctx<'_>, at: ReadAt) -> Result<ReadWindow, RangeError> {
-        let window = match at {
-            ReadAt::Leaseholder => ReadWindow::exactly(ctx.now.max(self.state.lease.start)),
-            ReadAt::Timestamp { timestamp, limit } => ReadWindow { at: timestamp, limit: limit.max(timestamp) },
+    fn evaluate(
+        &mut self,
+        ctx: &Ctx<'_>,
+        engine: &dyn Reader,
+        id: RequestId,
+        write: &Write,
+    ) -> Result<Evaluated, Failed> {
+        let Some(span) = write.span() else {
+            return Err(Failed::Answer(RangeError::Invalid { what: "nothing to do".to_owned() }));
         };
-        // A write pushed above such a read would be acknowledged before the present reaches it, and reads of the present
-        // would miss it. A gateway's clock is never ahead of ours here: its frame has moved ours.
-        if window.at > ctx.now.max(self.state.lease.start) {
-            return Err(RangeError::FutureTimestamp { timestamp: window.at });
+        self.check_still_here(&span).map_err(Failed::Answer)?;
+        let floor = ctx.now.max(self.state.lease.start).max(self.cache.highest(&span).next());
+        let evaluated = evaluate::write(engine, id, write, floor)?;
+        if let Evaluated::Answer(reply) = evaluated {
+            if self.answers_as_read(ctx, &span, &reply) {
+                return Ok(Evaluated::Answer(reply));
+            }
+            // The log orders it as well as a lease does.
+            let nothing = Versions { timestamp: reply.timestamp, changes: Vec::new(), finished: None };
+            return Ok(Evaluated::Propose(nothing, reply));
         }
-        if window.limit < self.group.lease_until(ctx) {
-            return Ok(window);
+        Ok(evaluated)
+    }
+
+    /// What the caller is told.
+    fn failed(&mut self, ctx: &Ctx<'_>, failed: Failed) -> RangeError {
+        match failed {
+            Failed::Answer(error) => error,
+            Failed::Engine(why) => {
+                self.group.lose(ctx, LossReason::Boot(why));
+                self.not_leaseholder()
+            }
         }
-        let range = self.state.descriptor.range;
-        let why = "its leader is not supported by a quorum of stores at this moment".to_owned();
-        Err(RangeError::RangeUnavailable { range, why })
     }
 
     fn propose_lease_start(&mut self, ctx: &Ctx<'_>) {
@@ -443,7 +448,7 @@ impl Replica {
                 turn.batch.append(std::mem::take(&mut own));
                 turn.look(self.hash(check));
             }
-            self.reply_applied(entry, done.accepted, &mut turn.replies);
+            self.reply_applied(ctx, entry, done.accepted, &mut turn.replies);
             self.reply_changed(ctx, entry, done.accepted, &mut turn.replies);
             if let Some(child) = done.split {
                 self.cut_off = Some(child.state.descriptor.clone());
@@ -458,17 +463,18 @@ impl Replica {
         Ok((applied, born))
     }
 
-    fn reply_applied(&mut self, entry: &LogEntry, accepted: bool, replies: &mut Vec<Effect>) {
+    fn reply_applied(&mut self, ctx: &Ctx<'_>, entry: &LogEntry, accepted: bool, replies: &mut Vec<Effect>) {
         let Some((term, callers)) = self.proposed.remove(entry.pos.index) else { return };
-        for caller in callers {
-            let result = if term == entry.pos.term && accepted {
-                Ok(caller.reply)
-            } else {
+        for Proposed { token, latch, reply, deadline } in callers {
+            match token {
+                Some(token) if term == entry.pos.term && accepted => {
+                    self.give(ctx, Held { token, reply, deadline }, replies);
+                }
                 // Another entry took the place, or the term had ended: this one was not done and never will be.
-                Err(self.not_leaseholder())
-            };
-            replies.extend(caller.token.map(|token| Effect::Reply { token, result }));
-            self.release(caller.latch);
+                Some(token) => replies.push(Effect::Reply { token, result: Err(self.not_leaseholder()) }),
+                None => {}
+            }
+            self.release(latch);
         }
     }
 
@@ -497,6 +503,7 @@ impl Replica {
         for open in std::mem::take(&mut self.open).into_values() {
             effects.push(Effect::Reply { token: open.token, result: Err(self.not_leaseholder()) });
         }
+        self.refuse_waiting_reads(effects);
         self.deadlines.clear();
         self.granted.clear();
         self.latches = Latches::default();
@@ -508,6 +515,10 @@ impl Replica {
         for latch in self.open.keys().copied().collect::<Vec<_>>() {
             let error = RangeError::StoreNotServing { store: self.store, why: why.clone() };
             self.answer(latch, Err(error), effects);
+        }
+        for open in self.waits.take_reads() {
+            let error = RangeError::StoreNotServing { store: self.store, why: why.clone() };
+            effects.push(Effect::Reply { token: open.token, result: Err(error) });
         }
         self.granted.clear();
     }

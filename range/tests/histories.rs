@@ -1,4 +1,4 @@
-//! Random clients, kills and cuts; the history of each key is judged for linearizability.
+//! Random clients, kills, cuts, hand-overs, lulls and skewed clocks; the history of each key is judged for linearizability.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flotilla_check::{Operation, Outcome, Seen, Verdict, linearizable};
 use flotilla_range::event::Token;
-use flotilla_types::{Command, RangeError, Read, ReadAt, Reply, RequestId, StoreId, Write, WriteResult};
+use flotilla_types::{Admin, Command, RangeError, Read, ReadAt, Reply, RequestId, StoreId, Write, WriteResult};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use world::{World, user};
@@ -67,10 +67,14 @@ fn seen(
     Some((seen, known.is_some()))
 }
 
+#[derive(Default)]
 struct Run {
     answered: usize,
     unknown: usize,
     kills: usize,
+    handovers: usize,
+    asleep: usize,
+    by_index: u64,
     histories: BTreeMap<u8, Vec<Operation<Bytes>>>,
 }
 
@@ -78,10 +82,13 @@ fn run(seed: u64) -> Run {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut world = World::new();
     let mut open: BTreeMap<Token, Try> = BTreeMap::new();
-    let mut run = Run { answered: 0, unknown: 0, kills: 0, histories: BTreeMap::new() };
-    let (mut n, mut down) = (0, None);
+    let mut run = Run::default();
+    let (mut n, mut down, mut lull) = (0, None, Duration::ZERO);
+    for store in 1..=3 {
+        world.ahead.insert(StoreId(store), Duration::from_millis(random.random_range(0..=240)));
+    }
     while n < OPERATIONS || !open.is_empty() {
-        if n < OPERATIONS && open.len() < 6 && random.random_bool(0.9) {
+        if n < OPERATIONS && open.len() < 6 && world.time >= lull && random.random_bool(0.9) {
             n += 1;
             let key = random.random_range(0..KEYS);
             let what = random_command(&mut random, &world, n, &format!("k{key}"));
@@ -103,7 +110,22 @@ fn run(seed: u64) -> Run {
             12 => {
                 world.cut.insert((StoreId(random.random_range(1..=3)), StoreId(random.random_range(1..=3))));
             }
-            13 | 14 => world.cut.clear(),
+            13 | 14 => {
+                world.cut.clear();
+                world.cut_liveness.clear();
+            }
+            15 | 16 => {
+                let alone = StoreId(random.random_range(1..=3));
+                World::isolate(&[1, 2, 3], alone, &mut world.cut_liveness);
+            }
+            17..20 => {
+                let to = StoreId(random.random_range(1..=3));
+                if let Some(leader) = world.leader(world::USER) {
+                    world.ask(leader, Command::Admin(Admin::TransferLeader { to }));
+                    run.handovers += usize::from(leader != to);
+                }
+            }
+            20 if random.random_bool(0.2) => lull = world.time + Duration::from_secs(8),
             _ => {}
         }
         if let Some((store, since)) = down
@@ -113,6 +135,7 @@ fn run(seed: u64) -> Run {
             down = None;
         }
         world.tick();
+        run.asleep += usize::from(world.nodes.values().any(|node| !node.down && node.fleet.asleep() > 0));
         let now = world.time;
         let ended: Vec<_> = open
             .iter()
@@ -129,12 +152,13 @@ fn run(seed: u64) -> Run {
             run.histories.entry(tried.key).or_default().push(operation);
         }
     }
+    run.by_index = world.counts.get("flotilla_reads_by_index_total").copied().unwrap_or_default();
     run
 }
 
 #[test]
 fn every_key_is_linearizable_while_leaders_die_and_links_break() {
-    let (mut answered, mut unknown, mut kills) = (0, 0, 0);
+    let mut all = Run::default();
     for seed in 0..16 {
         let run = run(seed);
         for (key, history) in &run.histories {
@@ -144,9 +168,13 @@ fn every_key_is_linearizable_while_leaders_die_and_links_break() {
                 Verdict::Undecided => panic!("seed {seed}, key k{key}: too many unknown outcomes to judge"),
             }
         }
-        (answered, unknown, kills) = (answered + run.answered, unknown + run.unknown, kills + run.kills);
+        (all.answered, all.unknown) = (all.answered + run.answered, all.unknown + run.unknown);
+        (all.kills, all.handovers) = (all.kills + run.kills, all.handovers + run.handovers);
+        (all.asleep, all.by_index) = (all.asleep + run.asleep, all.by_index + run.by_index);
     }
-    assert!(answered > 10_000 && unknown > 30 && kills > 20, "{answered} answered, {unknown} unknown, {kills} kills");
+    let Run { answered, unknown, kills, handovers, asleep, by_index, .. } = all;
+    assert!(answered > 10_000 && unknown > 30 && kills > 20 && handovers > 50, "the seeds were kind");
+    assert!(asleep > 100 && by_index > 20, "{asleep} ticks with sleepers, {by_index} reads by index");
 }
 
 #[test]

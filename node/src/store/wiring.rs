@@ -84,6 +84,7 @@ impl Wiring {
         let group = GroupConfig {
             heartbeat_interval: self.config.liveness.interval,
             support_duration: self.config.liveness.support,
+            max_offset: self.ports.clock.max_offset(),
             seed: if self.config.group.seed == 0 { rand::random() } else { self.config.group.seed },
             ..self.config.group.clone()
         };

@@ -41,6 +41,7 @@ impl Fleet {
         self.leaders.remove(&range);
         replica.group.lose(ctx, LossReason::Removed);
         replica.role_changed(replica.group.role(), &mut turn.effects);
+        replica.give_up_waits(&mut turn.effects);
         if self.peers.count(Some(&replica.state.descriptor), None) {
             turn.effects.push(Effect::Peers(self.peers.stores()));
         }

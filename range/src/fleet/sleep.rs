@@ -63,7 +63,7 @@ impl Fleet {
             return;
         };
         let wanted = if replica.group.role().role == Role::Leader {
-            !matches!(request.command, Command::Read { .. }) || replica.group.lease_until(ctx) <= ctx.now
+            !matches!(request.command, Command::Read { .. }) || !replica.covers_present(ctx)
         } else {
             self.sleepers.is_restless(request.range)
         };

@@ -369,6 +369,16 @@ impl Group {
         &self.view().conf
     }
 
+    /// ε.
+    pub(crate) const fn max_offset(&self) -> Duration {
+        self.config.max_offset
+    }
+
+    /// H.
+    pub(crate) const fn heartbeat_interval(&self) -> Duration {
+        self.config.heartbeat_interval
+    }
+
     /// Bytes of entries in memory.
     pub(crate) fn cached_bytes(&self) -> usize {
         self.view().cached_bytes()

@@ -34,6 +34,8 @@ pub struct GroupConfig {
     pub heartbeat_interval: Duration,
     /// D.
     pub support_duration: Duration,
+    /// ε: by how much the clocks of two stores may differ.
+    pub max_offset: Duration,
     /// How long the second-ranked voter waits for the first (leases 8).
     pub rank_delay: Duration,
     /// Seeds the chance in election delays, together with range and replica.
@@ -59,6 +61,7 @@ impl Default for GroupConfig {
         Self {
             heartbeat_interval: Duration::from_millis(500),
             support_duration: Duration::from_millis(2500),
+            max_offset: Duration::from_millis(250),
             rank_delay: Duration::from_millis(100),
             seed: 0,
             verify_entries: true,

@@ -81,6 +81,7 @@ impl Replica {
         for latch in waiting {
             self.answer(latch, Err(self.not_leaseholder()), effects);
         }
+        self.refuse_waiting_reads(effects);
         self.granted.clear();
         Ok(())
     }

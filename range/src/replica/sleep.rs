@@ -49,7 +49,11 @@ impl Replica {
     }
 
     fn is_unoccupied(&self) -> bool {
-        self.open.is_empty() && self.proposed.is_empty() && self.changing.is_empty() && self.heir.is_none()
+        self.open.is_empty()
+            && self.waits.is_empty()
+            && self.proposed.is_empty()
+            && self.changing.is_empty()
+            && self.heir.is_none()
     }
 
     fn may_sleep(&self, ctx: &Ctx<'_>) -> bool {
@@ -110,6 +114,7 @@ impl Replica {
             && self.group.follows_by_promise(ctx)
             && self.group.at_rest()
             && self.open.is_empty()
+            && self.waits.is_empty()
     }
 
     /// The crew that a sleeping leader rests on, ascending by store.

@@ -120,6 +120,12 @@ pub struct World {
     pub cut: BTreeSet<(StoreId, StoreId)>,
     /// Cut for ranges alone: liveness goes through.
     pub cut_ranges: BTreeSet<(StoreId, StoreId)>,
+    /// The other way round.
+    pub cut_liveness: BTreeSet<(StoreId, StoreId)>,
+    /// By how much the wall clocks of stores are ahead of true time.
+    pub ahead: BTreeMap<StoreId, Duration>,
+    /// What the fleets counted.
+    pub counts: BTreeMap<&'static str, u64>,
     pub answers: BTreeMap<Token, Result<RangeReply, RangeError>>,
     next_token: u64,
     /// A store whose engine answers every read with an error.
@@ -166,6 +172,9 @@ impl World {
             network: VecDeque::new(),
             cut: BTreeSet::new(),
             cut_ranges: BTreeSet::new(),
+            cut_liveness: BTreeSet::new(),
+            ahead: BTreeMap::new(),
+            counts: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_token: 0,
             unreadable: None,
@@ -233,17 +242,30 @@ impl World {
     pub fn restart(&mut self, store: StoreId) {
         let node = &self.nodes[&store];
         let (bound, boot) = (node.clock.bound(), node.boot + 1);
-        while Timestamp::from_wall(self.time.as_nanos() as u64) < bound {
+        while Timestamp::from_wall(self.wall(store).as_nanos() as u64) < bound {
             self.tick();
         }
         self.boot(store, boot);
     }
 
+    /// What a store's wall clock shows.
+    pub fn wall(&self, store: StoreId) -> Duration {
+        self.time + self.ahead.get(&store).copied().unwrap_or_default()
+    }
+
+    /// Cuts a store from all others, for what `links` stands for.
+    pub fn isolate(stores: &[u64], alone: StoreId, links: &mut BTreeSet<(StoreId, StoreId)>) {
+        for other in stores.iter().map(|store| StoreId(*store)).filter(|store| *store != alone) {
+            links.extend([(alone, other), (other, alone)]);
+        }
+    }
+
     fn liveness(&mut self, store: StoreId, event: LivenessEvent) {
+        let wall = self.wall(store);
         let node = self.nodes.get_mut(&store).unwrap();
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
-            let now = LivenessNow { hlc: node.clock.peek(self.time), mono: self.time };
+            let now = LivenessNow { hlc: node.clock.peek(wall), mono: self.time };
             for effect in node.liveness.step(event, now) {
                 match effect {
                     LivenessEffect::WriteLog(ticket, ops) => {
@@ -252,7 +274,7 @@ impl World {
                     }
                     LivenessEffect::RaiseBound(bound) => node.clock.raise_bound(bound),
                     LivenessEffect::Send(to, message) => {
-                        if let Ok(sent) = node.clock.now(self.time) {
+                        if let Ok(sent) = node.clock.now(wall) {
                             self.network.push_back((store, to, sent, Post::Liveness(message)));
                         }
                     }
@@ -266,10 +288,11 @@ impl World {
     }
 
     fn fleet(&mut self, store: StoreId) {
+        let wall = self.wall(store);
         let node = self.nodes.get_mut(&store).unwrap();
         let mut peers = None;
         loop {
-            let Ok(hlc) = node.clock.now(self.time) else { return };
+            let Ok(hlc) = node.clock.now(wall) else { return };
             let (engine, log) = &self.disks[&store];
             let view = node.liveness.view(hlc);
             let now = Now { hlc, mono: self.time };
@@ -330,6 +353,7 @@ impl World {
                     }
                     Effect::Lost { range, .. } if self.unreadable == Some(store) => self.lost.push(range),
                     Effect::Lost { range, why } => panic!("{range} is lost on {store}: {why}"),
+                    Effect::Count(what, by) => *self.counts.entry(what).or_default() += by,
                     _ => {}
                 }
             }
@@ -376,8 +400,9 @@ impl World {
         for store in &up {
             self.liveness(*store, LivenessEvent::FleetTurned);
             self.liveness(*store, LivenessEvent::Tick);
+            let wall = self.wall(*store);
             let node = self.nodes.get_mut(store).unwrap();
-            let view = node.liveness.view(node.clock.peek(self.time));
+            let view = node.liveness.view(node.clock.peek(wall));
             if !view.tells_the_same(&node.told) {
                 node.events.push(Event::SupportChanged);
                 node.told = view;
@@ -401,8 +426,9 @@ impl World {
         }
         for _ in 0..self.network.len() {
             let (from, to, sent, post) = self.network.pop_front().unwrap();
+            let wall = self.wall(to);
             let node = self.nodes.get_mut(&to).unwrap();
-            if node.down || self.cut.contains(&(from, to)) || node.clock.forward(sent, self.time).is_err() {
+            if node.down || self.cut.contains(&(from, to)) || node.clock.forward(sent, wall).is_err() {
                 if let Post::Snapshot(header, _) = post {
                     let failed = Event::SnapshotSent { id: header.id, delivered: false };
                     self.nodes.get_mut(&from).unwrap().events.push(failed);
@@ -416,6 +442,7 @@ impl World {
                 }
                 Post::Range(_) if self.cut_ranges.contains(&(from, to)) => {}
                 Post::Range(message) => node.events.push(Event::Message { from, message }),
+                Post::Liveness(_) if self.cut_liveness.contains(&(from, to)) => {}
                 Post::Liveness(message) => self.liveness(to, LivenessEvent::Message { from, sent, message }),
             }
         }
