@@ -1,5 +1,6 @@
 //! What the router tells its caller when it could not do what was asked.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use flotilla_types::{ClockError, Key, RangeDescriptor, RangeId, StoreId, Timestamp};
@@ -33,7 +34,7 @@ pub enum KvError {
     #[error("overloaded: too many requests in {queue}; try again in {retry_after:?}")]
     Overloaded {
         /// Which queue.
-        queue: &'static str,
+        queue: Cow<'static, str>,
         /// When to try again.
         retry_after: Duration,
     },

@@ -308,6 +308,7 @@ impl Router {
                 attempts.last = Some(KvError::DeadlineExceeded { why });
                 Next::Route
             }
+            error @ RangeError::TooOld { .. } => Next::Fail(KvError::Ambiguous { why: error.to_string() }.into()),
             RangeError::Uncertain { existing, .. } => Next::Fail(Failed::Uncertain(existing)),
             RangeError::GenerationMismatch { current } => {
                 shared.cache.evict(descriptor);

@@ -10,6 +10,9 @@ use crate::{KvError, Router};
 /// Keys that one piece of a range delete removes: bounds the entry in the log.
 const PIECE_KEYS: u64 = 1000;
 
+/// How long one call of a range delete goes on: its pieces carry the birth of the whole, and ranges do not know ids for ever.
+const PIECES_FOR: Duration = Duration::from_secs(30);
+
 /// The answer to a range delete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeleteAnswer {
@@ -48,8 +51,8 @@ impl Router {
 
     /// Removes the keys of a span, at most `keys_max` of them (0 for all), range by range and piece by piece. Not atomic:
     /// after an error some pieces are done. Each piece has an id made of `id` and its first key, so that a
-    /// retry of the whole with the same id finds the pieces that were done and goes on behind them. Close to the
-    /// deadline it answers with what was done and where to go on.
+    /// retry of the whole with the same id finds the pieces that were done and goes on behind them. After half a minute, or
+    /// close to the deadline, it answers with what was done and where to go on.
     ///
     /// # Errors
     /// See `KvError`; what it says holds for the piece that failed.
@@ -64,7 +67,7 @@ impl Router {
             return Err(KvError::Invalid { what: format!("{span} is empty: its end must lie above its start") });
         }
         let began = self.shared.clock.mono();
-        let half = began + deadline.saturating_sub(began) / 2;
+        let half = began + (deadline.saturating_sub(began) / 2).min(PIECES_FOR);
         let mut answer = DeleteAnswer { keys: 0, resume: Some(span.start.clone()), timestamp: Timestamp::ZERO };
         while let Some(start) = answer.resume.take() {
             let left = if keys_max == 0 { u64::MAX } else { keys_max - answer.keys };

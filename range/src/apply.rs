@@ -5,7 +5,7 @@ use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::log::LogEntry;
 use flotilla_storage::mvcc;
-use flotilla_storage::state::{Applied, LeaseState};
+use flotilla_storage::state::{Applied, LeaseState, Thresholds};
 use flotilla_types::{CheckId, LogIndex, RangeDescriptor, RequestId, Term};
 use protobuf::Message as _;
 use raft::eraftpb::ConfChangeV2;
@@ -20,6 +20,7 @@ pub(crate) struct State {
     pub(crate) descriptor: RangeDescriptor,
     pub(crate) applied: Applied,
     pub(crate) lease: LeaseState,
+    pub(crate) thresholds: Thresholds,
 }
 
 /// The right half of a split that was just applied.
@@ -139,7 +140,9 @@ impl State {
                     && self.descriptor.split(&right.span.start, right.range) == Some((left.clone(), right.clone()));
                 term == self.lease.term && !self.lease.ended && fits
             }
-            Command::Check { .. } | Command::EndLease { .. } => term == self.lease.term && !self.lease.ended,
+            Command::Check { .. } | Command::EndLease { .. } | Command::Forget { .. } => {
+                term == self.lease.term && !self.lease.ended
+            }
             // Only beside the library's own.
             Command::ChangeReplicas { .. } => false,
         }
@@ -172,13 +175,22 @@ impl State {
                 self.descriptor = left;
                 let applied = Applied { pos: INITIAL, closed: self.applied.closed, ..Applied::default() };
                 let lease = LeaseState { read_floor: floor, ..LeaseState::default() };
-                let state = Self { descriptor: right, applied, lease };
+                // Finished records lie by key: what may be gone on the left may be gone on the right.
+                let state = Self { descriptor: right, applied, lease, thresholds: self.thresholds };
                 effects.split = Some(Box::new(Born { at: self.applied.pos.index, state }));
             }
             Command::Check { check } => effects.check = Some(check),
             Command::EndLease { floor } => {
                 self.lease.ended = true;
                 self.lease.read_floor = self.lease.read_floor.max(floor);
+            }
+            Command::Forget { floor_ms, finished } => {
+                for (anchor, id) in finished {
+                    batch.delete(keys::finished(&anchor, id));
+                }
+                self.thresholds.dedup_floor_ms = self.thresholds.dedup_floor_ms.max(floor_ms);
+                let record = keys::range_record(self.descriptor.range, RangeRecord::Thresholds);
+                batch.put(record, self.thresholds.encode());
             }
             Command::ChangeReplicas { .. } => {}
         }

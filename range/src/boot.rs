@@ -7,7 +7,7 @@ use flotilla_storage::engine::{EngineError, Reader, WriteBatch};
 use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::log::{HardState, LogHead, LogOp, LogPos};
 use flotilla_storage::mvcc;
-use flotilla_storage::state::{Applied, LeaseState, decode_replica_id, encode_replica_id};
+use flotilla_storage::state::{Applied, LeaseState, Thresholds, decode_replica_id, encode_replica_id};
 use flotilla_types::{
     Generation, Key, KeySpan, RangeDescriptor, RangeId, RecordError, ReplicaDescriptor, ReplicaId, ReplicaKind,
     StoreId, Timestamp, keys as logical,
@@ -199,7 +199,9 @@ pub(crate) fn load_state(engine: &dyn Reader, range: RangeId) -> Result<State, B
     let descriptor = RangeDescriptor::decode(&record(engine, range, RangeRecord::Descriptor)?).map_err(failed)?;
     let applied = Applied::decode(&record(engine, range, RangeRecord::Applied)?).map_err(failed)?;
     let lease = LeaseState::decode(&record(engine, range, RangeRecord::Lease)?).map_err(failed)?;
-    Ok(State { descriptor, applied, lease })
+    let thresholds = engine.get(&keys::range_record(range, RangeRecord::Thresholds))?;
+    let thresholds = thresholds.map(|bytes| Thresholds::decode(&bytes)).transpose().map_err(failed)?;
+    Ok(State { descriptor, applied, lease, thresholds: thresholds.unwrap_or_default() })
 }
 
 fn record(engine: &dyn Reader, range: RangeId, record: RangeRecord) -> Result<Bytes, BootError> {

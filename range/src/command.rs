@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use flotilla_types::{
-    CheckId, Key, RangeDescriptor, RecordError, RecordReader, RecordWriter, ReplicaId, StoreId, Timestamp,
+    CheckId, Key, RangeDescriptor, RecordError, RecordReader, RecordWriter, ReplicaId, RequestId, StoreId, Timestamp,
 };
 
 const VERSION: u8 = 1;
@@ -13,6 +13,7 @@ const CHANGE_REPLICAS: u8 = 3;
 const CHECK: u8 = 4;
 const END: u8 = 5;
 const SPLIT: u8 = 6;
+const FORGET: u8 = 7;
 
 /// One replicated command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,14 @@ pub enum Command {
     Check {
         /// Names the check.
         check: CheckId,
+    },
+    /// Finished requests that nobody sends again are forgotten (durability 8). The leader found them; naming them spares
+    /// every replica the search, and makes all of them do the same.
+    Forget {
+        /// Range deletions born below (ms since 1970) are refused as too old to be known. Only rises.
+        floor_ms: u64,
+        /// Whose records go: all were born below the floor.
+        finished: Vec<(Key, RequestId)>,
     },
 }
 
@@ -93,6 +102,13 @@ impl Command {
                 record.u8(SPLIT).bytes(&left.encode()).bytes(&right.encode()).timestamp(*floor).finish().into()
             }
             Self::Check { check } => record.u8(CHECK).u64(check.0).finish().into(),
+            Self::Forget { floor_ms, finished } => {
+                let mut record = record.u8(FORGET).u64(*floor_ms).u32(finished.len() as u32);
+                for (anchor, id) in finished {
+                    record = record.bytes(anchor.as_bytes()).bytes(&id.0);
+                }
+                record.finish().into()
+            }
             Self::EndLease { floor } => record.u8(END).timestamp(*floor).finish().into(),
         }
     }
@@ -116,12 +132,24 @@ impl Command {
                 floor: record.timestamp()?,
             },
             CHECK => Self::Check { check: CheckId(record.u64()?) },
+            FORGET => decode_forget(&mut record)?,
             END => Self::EndLease { floor: record.timestamp()? },
             _ => return record.refuse("it is of an unknown kind"),
         };
         record.end()?;
         Ok(command)
     }
+}
+
+fn decode_forget(record: &mut RecordReader<'_>) -> Result<Command, RecordError> {
+    let floor_ms = record.u64()?;
+    let mut finished = Vec::new();
+    for _ in 0..record.u32()? {
+        let anchor = Key::new(record.bytes()?.to_vec());
+        let Ok(id) = record.bytes()?.try_into() else { return record.refuse("a request id has another length") };
+        finished.push((anchor, RequestId(id)));
+    }
+    Ok(Command::Forget { floor_ms, finished })
 }
 
 fn decode_versions(record: &mut RecordReader<'_>) -> Result<Versions, RecordError> {
@@ -167,6 +195,7 @@ mod tests {
             Command::ChangeReplicas { descriptor },
             Command::Check { check: CheckId(9) },
             Command::EndLease { floor: timestamp },
+            Command::Forget { floor_ms: 7, finished: vec![(keys::user(b"a"), RequestId([7; 16]))] },
         ] {
             let bytes = command.encode();
             assert_eq!(Command::decode(&bytes), Ok(command));

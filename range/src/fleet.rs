@@ -540,6 +540,7 @@ impl Fleet {
         replica.expire(ctx, &mut turn.effects);
         replica.evaluate_granted(ctx, engine, &mut turn.effects);
         replica.prove_leadership(ctx);
+        replica.forget_finished(ctx, engine, &mut turn.effects);
         replica.leave_joint(ctx);
         let suspended_long = self.suspended && ctx.mono.saturating_sub(self.suspended_at) >= SUSPENDED_LONG;
         if self.draining || suspended_long {
@@ -564,7 +565,7 @@ impl Fleet {
         self.caches.note(range, replica.group.cached_bytes());
         if let Some(why) = replica.newly_lost() {
             turn.effects.push(Effect::Lost { range, why });
-            replica.role_changed(replica.group.role(), &mut turn.effects);
+            replica.role_changed(ctx, replica.group.role(), &mut turn.effects);
             self.lose_unborn_of(range, turn);
         }
         let Some(replica) = self.replicas.get_mut(&range) else { return };
@@ -601,7 +602,7 @@ impl Fleet {
             replica.catch_up_term(ctx, &mut turn.effects);
         }
         if let Some(role) = ready.role {
-            replica.role_changed(role, &mut turn.effects);
+            replica.role_changed(ctx, role, &mut turn.effects);
             if role.role == Role::Leader {
                 turn.effects.push(Effect::Lead { descriptor: replica.state.descriptor.clone() });
             }

@@ -5,6 +5,7 @@
 
 mod changes;
 mod end;
+mod forget;
 mod proposals;
 mod reads;
 mod sleep;
@@ -35,6 +36,7 @@ use crate::sums::Sums;
 use crate::timestamp_cache::TimestampCache;
 use crate::truncation::LogKeeping;
 use crate::turn::Turn;
+use forget::Forgetting;
 use proposals::{BREAKS_AFTER, Proposals, Proposed};
 use sleep::Slumber;
 use waits::{Held, Proof, Waits};
@@ -86,6 +88,8 @@ pub(crate) struct Replica {
     changing: BTreeMap<LogIndex, (Term, Token)>,
     /// The highest timestamp that a read was served at: the floor of the next term (leases 3.8).
     max_served: Timestamp,
+    /// What it remembers of requests that were done.
+    forgetting: Forgetting,
     /// Whom leadership is being handed to.
     heir: Option<StoreId>,
     /// What was last cut off on the right: for callers who do not know it yet.
@@ -121,6 +125,7 @@ impl Replica {
             unusable_since: None,
             changing: BTreeMap::new(),
             max_served: Timestamp::ZERO,
+            forgetting: Forgetting::default(),
             heir: None,
             cut_off: None,
             born: None,
@@ -145,9 +150,18 @@ impl Replica {
     /// When a deadline or the group wants a turn.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
+        let leads = self.group.role().role == Role::Leader;
+        let forgets = self.forgetting.next_wake().filter(|_| leads && !self.slumber.asleep);
         let group = self.group.next_wake().filter(|_| !self.slumber.asleep);
         let waits = self.waits.next_wake(self.round_patience());
-        deadline.into_iter().chain(self.proposed.next_deadline()).chain(waits).chain(group).chain(self.asks_at()).min()
+        deadline
+            .into_iter()
+            .chain(self.proposed.next_deadline())
+            .chain(waits)
+            .chain(forgets)
+            .chain(group)
+            .chain(self.asks_at())
+            .min()
     }
 
     /// When it is to ask who owns its keys: it may have been removed without hearing of it.
@@ -350,7 +364,13 @@ impl Replica {
         };
         self.check_still_here(&span).map_err(Failed::Answer)?;
         let floor = ctx.now.max(self.state.lease.start).max(self.cache.highest(&span).next());
+        if let Write::DeleteRange { .. } = write {
+            self.check_age(id).map_err(Failed::Answer)?;
+        }
         let evaluated = evaluate::write(engine, id, write, floor)?;
+        if let Evaluated::Propose(Versions { finished: Some(record), .. }, _) = &evaluated {
+            self.remember(record).map_err(Failed::Answer)?;
+        }
         if let Evaluated::Answer(reply) = evaluated {
             if self.answers_as_read(ctx, &span, &reply) {
                 return Ok(Evaluated::Answer(reply));
@@ -404,7 +424,7 @@ impl Replica {
                 // Nothing was appended, so nothing was done.
                 let error = match refused {
                     Refused::Full => RangeError::Overloaded {
-                        queue: "the range's commands that wait for a quorum",
+                        queue: "the range's commands that wait for a quorum".into(),
                         retry_after: RETRY_AFTER,
                     },
                     _ => self.not_leaseholder(),
@@ -486,10 +506,10 @@ impl Replica {
     }
 
     /// Leadership is gone: what is in the log has an unknown outcome, what is not was not done.
-    pub(crate) fn role_changed(&mut self, role: RoleState, effects: &mut Vec<Effect>) {
+    pub(crate) fn role_changed(&mut self, ctx: &Ctx<'_>, role: RoleState, effects: &mut Vec<Effect>) {
         self.heir = None;
         if role.role == Role::Leader {
-            return;
+            return self.forgetting.starts(ctx.mono);
         }
         for caller in self.proposed.drain() {
             let why = "leadership moved while the command was in the log".to_owned();

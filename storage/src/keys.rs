@@ -151,6 +151,24 @@ pub fn finished(anchor: &Key, id: RequestId) -> Vec<u8> {
     key
 }
 
+/// All finished records of a range.
+#[must_use]
+pub fn finished_span(span: &KeySpan) -> PhysicalSpan {
+    (encoded(ANCHOR, &span.start), encoded(ANCHOR, &span.end))
+}
+
+/// Anchor and request id of a finished record's key.
+///
+/// # Errors
+/// It is none.
+pub fn decode_finished(physical: &[u8]) -> Result<(Key, RequestId), KeyError> {
+    let refused = || KeyError { expected: "a finished record", key: physical.to_vec() };
+    let body = physical.strip_prefix(&[ANCHOR]).ok_or_else(refused)?;
+    let (body, id) = body.split_last_chunk::<16>().ok_or_else(refused)?;
+    let key = body.strip_suffix(b"f").and_then(decode_escaped).ok_or_else(refused)?;
+    Ok((key, RequestId(*id)))
+}
+
 /// The key of one version.
 #[must_use]
 pub fn version(key: &Key, timestamp: Timestamp) -> Vec<u8> {

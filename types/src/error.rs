@@ -1,5 +1,6 @@
 //! Why a range did not do what was asked. Each error says who acts on it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -69,7 +70,7 @@ pub enum RangeError {
     #[error("too many requests in {queue}; try again in {retry_after:?}")]
     Overloaded {
         /// Which queue.
-        queue: &'static str,
+        queue: Cow<'static, str>,
         /// When to try again.
         retry_after: Duration,
     },
@@ -121,6 +122,14 @@ pub enum RangeError {
         /// What happened.
         why: String,
     },
+    /// The request was born so long ago that the range may have forgotten whether it was done.
+    #[error("the request is too old: what was born before {floor} is not known to {range} any more")]
+    TooOld {
+        /// Which range.
+        range: RangeId,
+        /// What was born below may be forgotten.
+        floor: Timestamp,
+    },
     /// Replicas of the range disagree and no majority says which is right.
     #[error("the replicas of {range} have diverged; a person must decide")]
     Diverged {
@@ -153,6 +162,7 @@ impl RangeError {
             | Self::GenerationMismatch { .. }
             | Self::DeadlineExceeded { .. }
             | Self::Ambiguous { .. }
+            | Self::TooOld { .. }
             | Self::Diverged { .. }
             | Self::Invalid { .. } => Actor::Caller,
         }

@@ -189,7 +189,7 @@ impl Transport for World {
             }
             if meets(faults.overloaded) {
                 let retry_after = Duration::from_millis(5);
-                return Err(RangeError::Overloaded { queue: "a test", retry_after }.into());
+                return Err(RangeError::Overloaded { queue: "a test".into(), retry_after }.into());
             }
             if meets(faults.late) {
                 let delay = Duration::from_millis(world.state().roll(20_000));

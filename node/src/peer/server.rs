@@ -342,7 +342,7 @@ impl RaftListener {
         };
         let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
             let retry_after = Duration::from_millis(50);
-            return self.refuse(id, RangeError::Overloaded { queue: "the node's requests", retry_after });
+            return self.refuse(id, RangeError::Overloaded { queue: "the node's requests".into(), retry_after });
         };
         let (store, answers) = (self.store.clone(), Arc::clone(&self.answers));
         self.peers.spawn(async move {

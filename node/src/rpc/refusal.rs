@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_refusal_carries_reason_and_retry() {
-        let status = of_kv(&KvError::Overloaded { queue: "x", retry_after: Duration::from_millis(50) });
+        let status = of_kv(&KvError::Overloaded { queue: "x".into(), retry_after: Duration::from_millis(50) });
         assert_eq!(status.code(), Code::ResourceExhausted);
         let details = status.get_error_details();
         assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("OVERLOADED"));

@@ -232,7 +232,7 @@ impl Inbox {
         }
         let batch = &mut state.batch;
         if batch.requests.len() >= REQUESTS_MAX || batch.request_bytes + bytes > REQUEST_BYTES_MAX {
-            return Err(RangeError::Overloaded { queue: "the store's requests", retry_after: RETRY_AFTER });
+            return Err(RangeError::Overloaded { queue: "the store's requests".into(), retry_after: RETRY_AFTER });
         }
         batch.request_bytes += bytes;
         batch.requests.push(asked);

@@ -58,7 +58,7 @@ impl Incoming {
         let admitted =
             self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < INCOMING_MAX).then_some(n + 1));
         if admitted.is_err() {
-            return Err(RangeError::Overloaded { queue: "incoming snapshots", retry_after: RETRY_AFTER });
+            return Err(RangeError::Overloaded { queue: "incoming snapshots".into(), retry_after: RETRY_AFTER });
         }
         let work = Work {
             intake: Some(Intake::new(&header)),

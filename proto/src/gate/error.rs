@@ -7,16 +7,6 @@ use flotilla_types::{Key, RangeDescriptor, RangeError, RangeId, StoreId, Term, n
 use super::{WireError, key_out, needed};
 use crate::internal::{self as wire, range_error::Kind};
 
-/// Queues that ranges name. Another version's queue is told without its name.
-const QUEUES: &[&str] = &[
-    "the range's latches",
-    "the range's log",
-    "the store's inbox",
-    "snapshots",
-    "membership changes",
-    "the node's requests",
-];
-
 impl From<RangeError> for wire::RangeError {
     fn from(error: RangeError) -> Self {
         let of = |kind: Kind| Self { kind: kind.into(), ..Self::default() };
@@ -43,7 +33,7 @@ impl From<RangeError> for wire::RangeError {
                 Self { store_id: store.0, text: why, ..of(Kind::StoreNotServing) }
             }
             RangeError::Overloaded { queue, retry_after } => {
-                Self { text: queue.to_owned(), retry_after_ns: nanoseconds(retry_after), ..of(Kind::Overloaded) }
+                Self { text: queue.into_owned(), retry_after_ns: nanoseconds(retry_after), ..of(Kind::Overloaded) }
             }
             RangeError::DiskFull { store } => Self { store_id: store.0, ..of(Kind::DiskFull) },
             RangeError::Uncertain { key, read, existing } => Self {
@@ -65,6 +55,9 @@ impl From<RangeError> for wire::RangeError {
             }
             RangeError::DeadlineExceeded { range } => Self { range_id: range.0, ..of(Kind::DeadlineExceeded) },
             RangeError::Ambiguous { why } => Self { text: why, ..of(Kind::Ambiguous) },
+            RangeError::TooOld { range, floor } => {
+                Self { range_id: range.0, timestamp: Some(floor.into()), ..of(Kind::TooOld) }
+            }
             RangeError::Diverged { range } => Self { range_id: range.0, ..of(Kind::Diverged) },
             RangeError::Invalid { what } => Self { text: what, ..of(Kind::Invalid) },
         }
@@ -92,8 +85,7 @@ impl TryFrom<wire::RangeError> for RangeError {
             Kind::RangeUnavailable => Self::RangeUnavailable { range, why: error.text },
             Kind::StoreNotServing => Self::StoreNotServing { store, why: error.text },
             Kind::Overloaded => {
-                let known = QUEUES.iter().find(|queue| **queue == error.text);
-                let queue = known.copied().unwrap_or("a queue of the range's node");
+                let queue = error.text.into();
                 Self::Overloaded { queue, retry_after: Duration::from_nanos(error.retry_after_ns) }
             }
             Kind::DiskFull => Self::DiskFull { store },
@@ -108,6 +100,7 @@ impl TryFrom<wire::RangeError> for RangeError {
             }
             Kind::DeadlineExceeded => Self::DeadlineExceeded { range },
             Kind::Ambiguous => Self::Ambiguous { why: error.text },
+            Kind::TooOld => Self::TooOld { range, floor: timestamp()? },
             Kind::Diverged => Self::Diverged { range },
             Kind::Invalid => Self::Invalid { what: error.text },
             Kind::Unspecified => return Err(WireError::new("an error has no kind")),

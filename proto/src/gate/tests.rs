@@ -98,7 +98,7 @@ fn errors() -> Vec<RangeError> {
         RangeError::RangeMismatch { range, span, known: vec![descriptor()] },
         RangeError::RangeUnavailable { range, why: why.clone() },
         RangeError::StoreNotServing { store, why: why.clone() },
-        RangeError::Overloaded { queue: "the range's latches", retry_after: Duration::from_millis(3) },
+        RangeError::Overloaded { queue: "the range's latches".into(), retry_after: Duration::from_millis(3) },
         RangeError::DiskFull { store },
         RangeError::Uncertain { key: key(1), read: at(1), existing: at(2) },
         RangeError::FutureTimestamp { timestamp: at(1) },
@@ -106,6 +106,7 @@ fn errors() -> Vec<RangeError> {
         RangeError::GenerationMismatch { current: Box::new(descriptor()) },
         RangeError::DeadlineExceeded { range },
         RangeError::Ambiguous { why: why.clone() },
+        RangeError::TooOld { range, floor: at(1) },
         RangeError::Diverged { range },
         RangeError::Invalid { what: why },
     ]

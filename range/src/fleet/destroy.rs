@@ -40,7 +40,7 @@ impl Fleet {
         self.awake.remove(&range);
         self.leaders.remove(&range);
         replica.group.lose(ctx, LossReason::Removed);
-        replica.role_changed(replica.group.role(), &mut turn.effects);
+        replica.role_changed(ctx, replica.group.role(), &mut turn.effects);
         replica.give_up_waits(&mut turn.effects);
         if self.peers.count(Some(&replica.state.descriptor), None) {
             turn.effects.push(Effect::Peers(self.peers.stores()));

@@ -42,7 +42,8 @@ impl Replica {
         if generation != now.generation {
             return Some(Err(RangeError::GenerationMismatch { current: Box::new(now.clone()) }));
         }
-        let wait = |queue| Some(Err(RangeError::Overloaded { queue, retry_after: RETRY_AFTER }));
+        let wait =
+            |queue: &'static str| Some(Err(RangeError::Overloaded { queue: queue.into(), retry_after: RETRY_AFTER }));
         match membership::next_step(now, target, self.me, |replica| self.has_caught_up(ctx, replica)) {
             Step::Done => Some(Ok(self.present(ctx))),
             Step::Wait => wait("what its new replica still has to receive"),
@@ -142,7 +143,7 @@ impl Replica {
                 None
             }
             Err(Refused::Full) => {
-                Some(Err(RangeError::Overloaded { queue: "its proposals", retry_after: RETRY_AFTER }))
+                Some(Err(RangeError::Overloaded { queue: "its proposals".into(), retry_after: RETRY_AFTER }))
             }
             Err(_) => Some(Err(self.not_leaseholder())),
         }

@@ -35,7 +35,7 @@ impl Replica {
             Ok(()) => None,
             Err(Refused::NotLeader | Refused::NotUsable | Refused::Lost) => Some(Err(self.not_leaseholder())),
             Err(_) => Some(Err(RangeError::Overloaded {
-                queue: "what its next leader still has to receive",
+                queue: "what its next leader still has to receive".into(),
                 retry_after: RETRY_AFTER,
             })),
         }

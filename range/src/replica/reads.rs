@@ -217,7 +217,7 @@ impl Replica {
     /// Whether another read may wait.
     pub(super) fn check_room(&self) -> Result<(), RangeError> {
         if self.latches.len() + self.waits.len() >= OPEN_MAX {
-            return Err(RangeError::Overloaded { queue: "the range's latches", retry_after: RETRY_AFTER });
+            return Err(RangeError::Overloaded { queue: "the range's latches".into(), retry_after: RETRY_AFTER });
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::keys::{self, RangeRecord};
-use flotilla_storage::state::encode_replica_id;
+use flotilla_storage::state::{Thresholds, encode_replica_id};
 use flotilla_types::{
     Admin, Generation, Key, KeySpan, RangeDescriptor, RangeError, RangeId, RangeReply, ReplicaId, Reply,
     keys as logical,
@@ -51,7 +51,7 @@ impl Replica {
             return Err(RangeError::Invalid { what: format!("{right} is not a new range's id") });
         }
         if now.is_joint() || self.group.has_pending_conf() {
-            return Err(RangeError::Overloaded { queue: "its membership changes", retry_after: RETRY_AFTER });
+            return Err(RangeError::Overloaded { queue: "its membership changes".into(), retry_after: RETRY_AFTER });
         }
         now.split(key, right).ok_or_else(|| match now.span.contains(key) {
             true => RangeError::Invalid { what: format!("{} begins there already", now.range) },
@@ -79,7 +79,7 @@ impl Replica {
                 self.group.tell_commits_at_once(true);
             }
             Err(Refused::Full) => {
-                let error = RangeError::Overloaded { queue: "its proposals", retry_after: RETRY_AFTER };
+                let error = RangeError::Overloaded { queue: "its proposals".into(), retry_after: RETRY_AFTER };
                 self.answer(latch, Err(error), effects);
             }
             Err(_) => self.answer(latch, Err(self.not_leaseholder()), effects),
@@ -102,4 +102,7 @@ pub(crate) fn write_records(state: &State, me: ReplicaId, batch: &mut WriteBatch
     batch.put(record(RangeRecord::Applied), state.applied.encode());
     batch.put(record(RangeRecord::Lease), state.lease.encode());
     batch.put(record(RangeRecord::ReplicaId), encode_replica_id(me));
+    if state.thresholds != Thresholds::default() {
+        batch.put(record(RangeRecord::Thresholds), state.thresholds.encode());
+    }
 }
