@@ -66,6 +66,9 @@ pub struct StartArgs {
     /// After how long without a word a node's replicas are replaced.
     #[arg(long, env = "FLOTILLA_DEAD_AFTER", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub dead_after: Duration,
+    /// How often the replicas of each range are compared with each other; 0s: never.
+    #[arg(long, env = "FLOTILLA_CHECK_INTERVAL", value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub check_interval: Duration,
     /// Whether the log writer goes before all other threads.
     #[arg(long, env = "FLOTILLA_LOG_PRIORITY", value_enum, default_value_t = Priority::Raised)]
     pub log_priority: Priority,
@@ -148,6 +151,8 @@ pub struct NodeConfig {
     pub max_offset: Duration,
     /// When a silent node's replicas are replaced.
     pub dead_after: Duration,
+    /// How often the replicas of each range are compared; zero: never.
+    pub check_interval: Duration,
     /// Of the log writer.
     pub log_priority: LogPriority,
     /// Sizes, room and the default deadline.
@@ -240,6 +245,7 @@ impl TryFrom<StartArgs> for NodeConfig {
             liveness: LivenessConfig { support: args.support_duration, interval: args.heartbeat_interval },
             max_offset: args.max_offset,
             dead_after: args.dead_after,
+            check_interval: args.check_interval,
             log_priority: match args.log_priority {
                 Priority::Raised => LogPriority::Raised,
                 Priority::Normal => LogPriority::Normal,
@@ -276,6 +282,7 @@ impl NodeConfig {
             liveness: LivenessConfig { support: Duration::from_millis(2500), interval: Duration::from_millis(500) },
             max_offset: Duration::from_millis(250),
             dead_after: Duration::from_secs(300),
+            check_interval: Duration::from_secs(24 * 3600),
             log_priority: LogPriority::Normal,
             door: DoorConfig::default(),
             clock_wrong_by_ms: 0,

@@ -34,28 +34,85 @@ pub fn hash(
     replica: ReplicaId,
     applied: LogIndex,
 ) -> Result<ReplicaHash, EngineError> {
-    hash_paced(reader, descriptor, replica, applied, &mut |_| {})
+    survey(reader, descriptor, replica, applied, &mut |_| {}).map(|survey| survey.hash)
 }
 
-/// The same, with `pause` called after each chunk, with about as many bytes as it took: for a caller that must leave the
-/// disk to others.
+/// A replica's hash and what it is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// Over all of it.
+    pub hash: ReplicaHash,
+    /// In key order.
+    pub chunks: Vec<Chunk>,
+}
+
+/// What the hashes of a range's replicas say about them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Not all that matter have reported, or some at another index: nothing is said.
+    Nothing,
+    /// All that reported are the same.
+    Same,
+    /// These differ from what more than half of the range's replicas hold.
+    Wrong(Vec<ReplicaId>),
+    /// They differ, and no more than half of the range's replicas are the same.
+    NoMajority,
+}
+
+/// Compares what the replicas of a range hashed for one check. Learners count like voters: what they hold they got by the
+/// same log.
+#[must_use]
+pub fn compare(descriptor: &RangeDescriptor, hashes: &[ReplicaHash]) -> Finding {
+    let of_range = |hash: &&ReplicaHash| descriptor.replica(hash.replica).is_some();
+    let hashes: Vec<_> = hashes.iter().filter(of_range).collect();
+    let Some(first) = hashes.first() else { return Finding::Nothing };
+    if hashes.iter().any(|hash| hash.applied != first.applied) {
+        return Finding::Nothing;
+    }
+    if hashes.iter().all(|hash| hash.hash == first.hash) {
+        let alone = descriptor.replicas.len() == 1;
+        return if hashes.len() > 1 || alone { Finding::Same } else { Finding::Nothing };
+    }
+    let holders = |hash: u64| hashes.iter().filter(|other| other.hash == hash).count();
+    match hashes.iter().find(|hash| holders(hash.hash) * 2 > descriptor.replicas.len()) {
+        Some(right) => {
+            let wrong = hashes.iter().filter(|hash| hash.hash != right.hash);
+            Finding::Wrong(wrong.map(|hash| hash.replica).collect())
+        }
+        // Somebody who has not reported may make a majority.
+        None if hashes.len() < descriptor.replicas.len() => Finding::Nothing,
+        None => Finding::NoMajority,
+    }
+}
+
+/// Where two replicas that differ begin to differ: the first physical key of the first chunk that is not the same.
+#[must_use]
+pub fn first_difference(one: &[Chunk], other: &[Chunk]) -> Option<Vec<u8>> {
+    let differs = one.iter().zip(other).find(|(one, other)| one != other);
+    let longer = || one.get(other.len()).or_else(|| other.get(one.len()));
+    differs.map(|(one, other)| one.first.clone().min(other.first.clone())).or_else(|| Some(longer()?.first.clone()))
+}
+
+/// The same as `hash`, with `pause` called after each chunk, with about as many bytes as it took: for a caller that must
+/// leave the disk to others.
 ///
 /// # Errors
 /// The content cannot be read: the replica is damaged.
-pub fn hash_paced(
+pub fn survey(
     reader: &dyn Reader,
     descriptor: &RangeDescriptor,
     replica: ReplicaId,
     applied: LogIndex,
     pause: &mut dyn FnMut(usize),
-) -> Result<ReplicaHash, EngineError> {
-    let (mut whole, mut pairs) = (Hasher::default(), 0);
+) -> Result<Survey, EngineError> {
+    let (mut whole, mut pairs, mut found) = (Hasher::default(), 0, Vec::new());
     chunks(reader, descriptor, &mut |chunk| {
         whole.add(&chunk.hash.to_be_bytes());
         pairs += chunk.pairs;
+        found.push(chunk);
         pause(CHUNK_BYTES);
     })?;
-    Ok(ReplicaHash { replica, applied, hash: whole.end(), pairs })
+    Ok(Survey { hash: ReplicaHash { replica, applied, hash: whole.end(), pairs }, chunks: found })
 }
 
 /// Hashes a replica's content chunk by chunk; a caller that must not take the whole disk waits between chunks.
@@ -255,5 +312,49 @@ mod tests {
         assert_eq!(hashed(&one), hashed(&other));
         write(&other, 9999, 11, None);
         assert_ne!(hashed(&one), hashed(&other), "above the threshold everything counts");
+    }
+
+    fn three() -> RangeDescriptor {
+        let replica = |n| ReplicaDescriptor { replica: ReplicaId(n), store: StoreId(n), kind: ReplicaKind::Voter };
+        RangeDescriptor { replicas: [replica(1), replica(2), replica(3)].into_iter().collect(), ..descriptor() }
+    }
+
+    fn said(hashes: &[(u64, u64, u64)]) -> Finding {
+        let hash = |(replica, applied, hash): &(u64, u64, u64)| ReplicaHash {
+            replica: ReplicaId(*replica),
+            applied: LogIndex(*applied),
+            hash: *hash,
+            pairs: 1,
+        };
+        compare(&three(), &hashes.iter().map(hash).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn most_of_a_ranges_replicas_say_which_are_wrong() {
+        assert_eq!(said(&[(1, 9, 7), (2, 9, 7), (3, 9, 7)]), Finding::Same);
+        assert_eq!(said(&[(1, 9, 7), (2, 9, 8), (3, 9, 7)]), Finding::Wrong(vec![ReplicaId(2)]));
+        assert_eq!(said(&[(1, 9, 6), (2, 9, 8), (3, 9, 7)]), Finding::NoMajority);
+        assert_eq!(said(&[(1, 9, 7), (3, 9, 7)]), Finding::Same, "as far as they were asked");
+        assert_eq!(said(&[(1, 9, 7), (3, 9, 8)]), Finding::Nothing, "the third will tell");
+        assert_eq!(said(&[(1, 9, 7), (2, 8, 7), (3, 9, 7)]), Finding::Nothing, "not at one index");
+        assert_eq!(said(&[(1, 9, 7)]), Finding::Nothing);
+        let only = ReplicaHash { replica: ReplicaId(1), applied: LogIndex(9), hash: 7, pairs: 1 };
+        assert_eq!(compare(&descriptor(), &[only]), Finding::Same, "the only one is the same as itself");
+        assert_eq!(said(&[(1, 9, 7), (4, 9, 8), (2, 9, 7)]), Finding::Same, "a stranger says nothing");
+    }
+
+    #[test]
+    fn the_first_chunk_that_differs_says_where() {
+        let (one, other) = (replica(1), replica(2));
+        let chunks = |engine: &MemoryEngine| {
+            let survey = survey(engine, &descriptor(), ReplicaId(1), LogIndex(5), &mut |_| {}).unwrap();
+            assert!(survey.chunks.len() > 2);
+            survey.chunks
+        };
+        assert_eq!(first_difference(&chunks(&one), &chunks(&other)), None);
+        write(&other, 2500, 20, Some(b"flipped"));
+        let found = first_difference(&chunks(&one), &chunks(&other)).unwrap();
+        let (key, _) = keys::decode_version(&found).unwrap();
+        assert!(key <= user(2500) && key > user(1000), "{key}");
     }
 }

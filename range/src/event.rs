@@ -103,6 +103,23 @@ pub enum Event {
         /// What was found.
         why: String,
     },
+    /// A check found the replica here to hold something else than most of its range (docs/durability.md, "Checking that
+    /// replicas agree").
+    Wrong {
+        /// Which range.
+        range: RangeId,
+        /// Which replica: another one is not meant.
+        replica: ReplicaId,
+        /// What was found.
+        why: String,
+    },
+    /// A check found no majority among the replicas of a range, or found them the same again.
+    Diverged {
+        /// Which range.
+        range: RangeId,
+        /// Whether nobody may be served.
+        diverged: bool,
+    },
     /// `Effect::Confirm` was answered.
     Confirmed {
         /// Whose key was asked for.

@@ -402,6 +402,18 @@ impl Fleet {
                     group.lose(ctx, raft::LossReason::Damaged(why));
                 }
             }
+            Event::Wrong { range, replica, why } => {
+                self.wake(ctx, range, false);
+                if let Some(found) = self.replicas.get_mut(&range).filter(|found| found.id() == replica) {
+                    found.wrong = Some((why, ctx.mono));
+                    self.touched.insert(range);
+                }
+            }
+            Event::Diverged { range, diverged } => {
+                if let Some(replica) = self.replicas.get_mut(&range) {
+                    replica.diverged = diverged;
+                }
+            }
             Event::Confirmed { range, current } => self.confirmed(ctx, range, &current, turn),
             Event::Pinned(ranges) => self.pinned(ctx, ranges, turn),
             Event::Drain => {
@@ -542,6 +554,7 @@ impl Fleet {
         replica.prove_leadership(ctx);
         replica.forget_finished(ctx, engine, &mut turn.effects);
         replica.leave_joint(ctx);
+        replica.give_up_if_wrong(ctx, &mut turn.effects);
         let suspended_long = self.suspended && ctx.mono.saturating_sub(self.suspended_at) >= SUSPENDED_LONG;
         if self.draining || suspended_long {
             replica.leave_to_others(ctx, &mut turn.effects);

@@ -102,6 +102,10 @@ pub(crate) struct Replica {
     pub(crate) sums: Sums,
     /// What of its log may go.
     pub(crate) keeping: LogKeeping,
+    /// A check found it to be wrong, and when.
+    pub(crate) wrong: Option<(String, Duration)>,
+    /// A check found that its range's replicas differ and no majority says which is right: nothing is served.
+    pub(crate) diverged: bool,
     /// The loss of the group was told, and its callers were answered.
     loss_told: bool,
     /// Whether it sleeps, and what it knows about that.
@@ -132,6 +136,8 @@ impl Replica {
             asked: Duration::ZERO,
             sums: Sums::default(),
             keeping: LogKeeping::default(),
+            wrong: None,
+            diverged: false,
             loss_told: false,
             slumber: Slumber::default(),
         }
@@ -223,6 +229,9 @@ impl Replica {
         }
         if !self.state.descriptor.span.covers(&span) {
             return Err(self.mismatch(span));
+        }
+        if self.diverged {
+            return Err(RangeError::Diverged { range: self.state.descriptor.range });
         }
         self.check_breaker(ctx, matches!(request.command, RangeCommand::Read { .. }))?;
         self.check_usable()?;

@@ -23,7 +23,7 @@ use crate::peer::Peers;
 use crate::store::StoreHandle;
 
 /// The range of the system keyspace: where it is led, the driver runs.
-const SYSTEM: RangeId = RangeId(3);
+pub(super) const SYSTEM: RangeId = RangeId(3);
 /// How often the states of stores are looked at.
 const EVERY: Duration = Duration::from_secs(1);
 /// How often all ranges are looked at although nothing is known to have moved.

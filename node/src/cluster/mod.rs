@@ -4,6 +4,7 @@
 //! The list of nodes is one record of the system range (`registry`); every node keeps a copy (`peer::directory`) and
 //! looks at the record now and then, or when somebody calls whom it does not know.
 
+mod auditor;
 mod driver;
 mod ids;
 mod joining;
@@ -16,15 +17,18 @@ use std::time::Duration;
 use flotilla_kv::{KvError, Router};
 use flotilla_placement::CheckerConfig;
 use flotilla_proto::internal as wire;
-use flotilla_types::{CheckId, ClusterId, LogIndex, RangeId, ReplicaHash, ReplicaId, StoreId, StoreUuid};
+use flotilla_range::check::Survey;
+use flotilla_types::{CheckId, ClusterId, RangeId, ReplicaId, StoreId, StoreUuid};
 use tokio::task::JoinSet;
 use tonic::{Response, Status};
 
+use self::auditor::Auditor;
 use self::driver::Driver;
 use self::ids::RangeIds;
 pub use self::joining::{InitDesk, InitRefused, Membership, become_member};
 pub use self::keeper::RangeKeeper;
 pub use self::registry::{Registry, RegistryError};
+use crate::peer::convert::survey_in;
 use crate::peer::directory::Directory;
 use crate::peer::member::{Contact, Member};
 use crate::peer::{JoinDesk, Peers, check_offset, malformed};
@@ -43,6 +47,7 @@ pub struct Cluster {
     me: Member,
     router: Router,
     peers: Arc<Peers>,
+    store: StoreHandle,
     ids: RangeIds,
 }
 
@@ -53,6 +58,8 @@ pub struct ClusterConfig {
     pub dead_after: Duration,
     /// What the driver aims at.
     pub checker: CheckerConfig,
+    /// How often the replicas of each range are compared; zero: never.
+    pub check_interval: Duration,
 }
 
 impl Cluster {
@@ -79,6 +86,7 @@ impl Cluster {
             me,
             router: router.clone(),
             peers: Arc::clone(peers),
+            store: store.clone(),
             ids: RangeIds::default(),
         });
         peers.set_desk(Arc::clone(&cluster) as Arc<dyn JoinDesk>);
@@ -94,6 +102,12 @@ impl Cluster {
             dead_after: config.dead_after,
         };
         tasks.spawn(driver.run());
+        if !config.check_interval.is_zero() {
+            let (router, store, keeper) = (router.clone(), store.clone(), Arc::clone(keeper));
+            let cluster = Arc::clone(&cluster);
+            let auditor = Auditor { cluster, router, store, keeper, every: config.check_interval };
+            tasks.spawn(auditor.run());
+        }
         (cluster, tasks)
     }
 
@@ -118,17 +132,23 @@ impl Cluster {
         self.ids.next(&self.router, deadline).await
     }
 
-    /// What a replica on another node hashed for a check.
+    /// What a replica hashed for a check.
     ///
     /// # Errors
-    /// The node is not reached, or its replica did not hash in time.
-    pub async fn hash(
+    /// Its node is not reached, or it did not hash in time.
+    pub async fn survey(
         &self,
         store: StoreId,
         range: RangeId,
         check: CheckId,
         deadline: Duration,
-    ) -> Result<ReplicaHash, String> {
+    ) -> Result<Survey, String> {
+        if store == self.me.store {
+            let survey = self.store.hash(range, check, deadline).await;
+            return survey
+                .map(|survey| (*survey).clone())
+                .ok_or_else(|| format!("the replica on {store} did not hash {range} in time"));
+        }
         let request = wire::HashRequest { range_id: range.0, check_id: check.0 };
         loop {
             let left = deadline.saturating_sub(self.router.clock().mono());
@@ -139,15 +159,34 @@ impl Cluster {
                 client.hash(request).await.map(Response::into_inner)
             };
             let answer = self.peers.ask(store, left, ask).await.map_err(|status| status.message().to_owned())?;
-            if let Some(hash) = answer.hash {
-                return Ok(ReplicaHash {
-                    replica: ReplicaId(hash.replica_id),
-                    applied: LogIndex(hash.applied_index),
-                    hash: hash.hash,
-                    pairs: hash.pairs,
-                });
+            if let Some(survey) = survey_in(answer) {
+                return Ok(survey);
             }
         }
+    }
+
+    /// Tells a store what a check found: that its replica is wrong, and why, or whether the range is without a majority.
+    ///
+    /// # Errors
+    /// The node is not reached.
+    async fn judge(
+        &self,
+        store: StoreId,
+        range: RangeId,
+        wrong: Option<(ReplicaId, String)>,
+        diverged: bool,
+    ) -> Result<(), String> {
+        if store == self.me.store {
+            match wrong {
+                Some((replica, why)) => self.store.give_up(range, replica, why),
+                None => self.store.diverged(range, diverged),
+            }
+            return Ok(());
+        }
+        let (replica, why) = wrong.unwrap_or_default();
+        let request = wire::JudgeRequest { range_id: range.0, replica_id: replica.0, why, diverged };
+        let ask = |mut client: wire::peer_client::PeerClient<_>| async move { client.judge(request).await.map(drop) };
+        self.peers.ask(store, LOOK_TIME, ask).await.map_err(|status| status.message().to_owned())
     }
 
     /// The replicas on another node, as it sees them.

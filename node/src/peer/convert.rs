@@ -2,9 +2,10 @@
 
 use flotilla_proto::gate::{WireError, needed};
 use flotilla_proto::internal as wire;
+use flotilla_range::check::{Chunk, Survey};
 use flotilla_range::liveness::{GivenHint, Heartbeat, HeartbeatReply};
 use flotilla_range::message::{Beat, BeatReply, Envelope};
-use flotilla_types::{LogIndex, RangeId, ReplicaId, StoreId, Term, Timestamp};
+use flotilla_types::{LogIndex, RangeId, ReplicaHash, ReplicaId, StoreId, Term, Timestamp};
 
 pub(super) fn envelope_out(envelope: Envelope) -> wire::Envelope {
     wire::Envelope {
@@ -112,4 +113,37 @@ pub(super) fn reply_in(reply: wire::LivenessReply) -> HeartbeatReply {
         until: reply.until.map_or(Timestamp::ZERO, Into::into),
         wall: std::time::Duration::from_nanos(reply.wall_ns),
     }
+}
+
+pub(super) fn survey_out(survey: &Survey) -> wire::HashResponse {
+    let Survey { hash, chunks } = survey;
+    let chunk =
+        |chunk: &Chunk| wire::HashChunk { first: chunk.first.clone().into(), hash: chunk.hash, pairs: chunk.pairs };
+    wire::HashResponse {
+        hash: Some(wire::ReplicaHash {
+            replica_id: hash.replica.0,
+            applied_index: hash.applied.0,
+            hash: hash.hash,
+            pairs: hash.pairs,
+        }),
+        chunks: chunks.iter().map(chunk).collect(),
+    }
+}
+
+/// `None`: no replica there hashed the range.
+pub(crate) fn survey_in(answer: wire::HashResponse) -> Option<Survey> {
+    let hash = answer.hash?;
+    Some(Survey {
+        hash: ReplicaHash {
+            replica: ReplicaId(hash.replica_id),
+            applied: LogIndex(hash.applied_index),
+            hash: hash.hash,
+            pairs: hash.pairs,
+        },
+        chunks: answer
+            .chunks
+            .into_iter()
+            .map(|chunk| Chunk { first: chunk.first.to_vec(), hash: chunk.hash, pairs: chunk.pairs })
+            .collect(),
+    })
 }

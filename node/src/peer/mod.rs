@@ -11,7 +11,7 @@
 //! never came are told apart; lanes break apart and are dialled again. How often two idle nodes talk depends on
 //! liveness alone, not on the number of ranges.
 
-mod convert;
+pub(crate) mod convert;
 pub mod directory;
 mod hello;
 mod lanes;

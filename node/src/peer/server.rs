@@ -113,7 +113,12 @@ impl Peer for PeerService {
         let begin = stream::iter([Ok(wire::HeartbeatAnswer { now: peers.now(), clock_ahead: false })]);
         let listened = stream::unfold((peers, store, frames), move |(peers, store, mut frames)| async move {
             loop {
-                let frame = match frames.message().await {
+                // Without this a node that stopped within a living process would go on listening, deaf, in its successor's place.
+                let frame = tokio::select! {
+                    frame = frames.message() => frame,
+                    () = peers.stop.cancelled() => return None,
+                };
+                let frame = match frame {
                     Ok(Some(frame)) => frame,
                     Ok(None) => return None,
                     Err(status) => return Some((Err(status), (peers, store, frames))),
@@ -177,13 +182,16 @@ impl Peer for PeerService {
         let wire::HashRequest { range_id, check_id } = request.into_inner();
         let deadline = self.peers.clock.mono() + HASH_WAIT;
         let hash = self.store()?.hash(RangeId(range_id), CheckId(check_id), deadline).await;
-        let hash = hash.map(|hash| wire::ReplicaHash {
-            replica_id: hash.replica.0,
-            applied_index: hash.applied.0,
-            hash: hash.hash,
-            pairs: hash.pairs,
-        });
-        Ok(Response::new(wire::HashResponse { hash }))
+        Ok(Response::new(hash.map(|survey| convert::survey_out(&survey)).unwrap_or_default()))
+    }
+
+    async fn judge(&self, request: Request<wire::JudgeRequest>) -> Result<Response<wire::JudgeResponse>, Status> {
+        let wire::JudgeRequest { range_id, replica_id, why, diverged } = request.into_inner();
+        match replica_id {
+            0 => self.store()?.diverged(RangeId(range_id), diverged),
+            replica => self.store()?.give_up(RangeId(range_id), ReplicaId(replica), why),
+        }
+        Ok(Response::new(wire::JudgeResponse {}))
     }
 
     async fn replicas(&self, _: Request<wire::ReplicasRequest>) -> Result<Response<Self::ReplicasStream>, Status> {

@@ -63,7 +63,8 @@ impl Member {
         let transport: Arc<dyn Transport> = Arc::new(network);
         let router = Router::new(transport, Arc::clone(clock) as Arc<dyn Clock>, router_config);
         let checker = CheckerConfig { seed: rand::random(), ..CheckerConfig::default() };
-        let cluster_config = ClusterConfig { dead_after: config.dead_after, checker };
+        let cluster_config =
+            ClusterConfig { dead_after: config.dead_after, checker, check_interval: config.check_interval };
         let (cluster, tasks) = Cluster::start(&store, contact.clone(), &router, peers, &keeper, cluster_config);
         let stop_saver = CancellationToken::new();
         let saver = spawn_saver(Arc::clone(directory), stop_saver.clone())?;

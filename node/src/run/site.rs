@@ -168,13 +168,7 @@ impl Site for NodeSite {
         deadline: Duration,
     ) -> BoxFuture<'static, Result<ReplicaHash, String>> {
         let Some(parts) = self.parts.load_full() else { return Self::no_cluster() };
-        Box::pin(async move {
-            if parts.store.store() == store {
-                let hash = parts.store.hash(range, check, deadline).await;
-                return hash.ok_or_else(|| format!("the replica on {store} did not hash {range} in time"));
-            }
-            parts.cluster.hash(store, range, check, deadline).await
-        })
+        Box::pin(async move { parts.cluster.survey(store, range, check, deadline).await.map(|survey| survey.hash) })
     }
 }
 

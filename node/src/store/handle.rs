@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use flotilla_range::check::Survey;
+use flotilla_range::event::Event;
 use flotilla_range::fleet::RangeStatus;
 use flotilla_range::liveness::{LivenessMessage, SupportView};
 use flotilla_range::message::{PeerMessage, SnapshotHeader};
 use flotilla_types::{
-    CheckId, Command, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId, StoreId,
-    StoreUuid, Timestamp,
+    CheckId, Command, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId, StoreUuid,
+    Timestamp,
 };
 use metrics::Counter;
 use tokio::sync::oneshot;
@@ -150,9 +152,20 @@ impl StoreHandle {
     }
 
     /// This store's hash of a range for a check, once it is made; `None` if it is not by the deadline (monotonic).
-    pub async fn hash(&self, range: RangeId, check: CheckId, deadline: Duration) -> Option<ReplicaHash> {
+    pub async fn hash(&self, range: RangeId, check: CheckId, deadline: Duration) -> Option<Arc<Survey>> {
         let left = deadline.saturating_sub(self.shared.clock.mono());
         tokio::time::timeout(left, self.shared.hashes.get(range, check)).await.ok()?.ok()
+    }
+
+    /// A check found this store's replica of a range to be wrong: it is given up and waits to be replaced.
+    pub fn give_up(&self, range: RangeId, replica: ReplicaId, why: String) {
+        self.shared.inbox.rare(Event::Wrong { range, replica, why });
+    }
+
+    /// A check found the replicas of a range to differ without a majority, or to be the same again: whether the range is
+    /// served here depends on it.
+    pub fn diverged(&self, range: RangeId, diverged: bool) {
+        self.shared.inbox.rare(Event::Diverged { range, diverged });
     }
 
     /// Hands all leaderships over; comes back when none is left or the deadline (monotonic) has passed. Says which.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use flotilla_range::check::hash_paced;
+use flotilla_range::check::survey;
 use flotilla_range::event::Event;
 use flotilla_storage::engine::Reader;
 use flotilla_types::{CheckId, LogIndex, RangeDescriptor, ReplicaId};
@@ -65,9 +65,10 @@ impl Hasher {
             // A store that stops does not wait; what it hashes then is dropped with its queue.
             let _ = self.stop.recv_timeout(self.bucket.take(bytes, Instant::now()));
         };
-        match hash_paced(job.snapshot.as_ref(), &job.descriptor, job.replica, job.applied, &mut pause) {
-            Ok(hash) => {
-                self.hashes.put(range, check, hash);
+        match survey(job.snapshot.as_ref(), &job.descriptor, job.replica, job.applied, &mut pause) {
+            Ok(survey) => {
+                let hash = survey.hash;
+                self.hashes.put(range, check, survey);
                 self.inbox.rare(Event::Hashed { range, check, hash });
             }
             Err(error) => self.inbox.rare(Event::Damaged { range, why: format!("hash it: {error}") }),

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flotilla_types::{CheckId, RangeId, ReplicaHash};
+use flotilla_range::check::Survey;
+use flotilla_types::{CheckId, RangeId};
 use tokio::sync::oneshot;
 
 /// Results that are kept: a day's worth of checks on a few thousand ranges is asked for within seconds each.
@@ -20,8 +21,8 @@ pub(super) struct Hashes(Mutex<State>);
 #[derive(Default)]
 struct State {
     /// The oldest checks go first when there are too many.
-    results: BTreeMap<Which, ReplicaHash>,
-    waiters: Vec<(Which, oneshot::Sender<ReplicaHash>)>,
+    results: BTreeMap<Which, Arc<Survey>>,
+    waiters: Vec<(Which, oneshot::Sender<Arc<Survey>>)>,
 }
 
 impl Hashes {
@@ -29,26 +30,27 @@ impl Hashes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn put(&self, range: RangeId, check: CheckId, hash: ReplicaHash) {
+    pub(super) fn put(&self, range: RangeId, check: CheckId, survey: Survey) {
+        let survey = Arc::new(survey);
         let which = (check, range);
         let mut state = self.state();
-        state.results.insert(which, hash);
+        state.results.insert(which, Arc::clone(&survey));
         if state.results.len() > RESULTS_MAX {
             state.results.pop_first();
         }
         for (_, waiter) in state.waiters.extract_if(.., |(wanted, _)| *wanted == which) {
-            let _ = waiter.send(hash);
+            let _ = waiter.send(Arc::clone(&survey));
         }
     }
 
     /// The result, now or once it is there. Dropped senders say that too many wait.
-    pub(super) fn get(self: &Arc<Self>, range: RangeId, check: CheckId) -> oneshot::Receiver<ReplicaHash> {
+    pub(super) fn get(self: &Arc<Self>, range: RangeId, check: CheckId) -> oneshot::Receiver<Arc<Survey>> {
         let which = (check, range);
         let (waiter, result) = oneshot::channel();
         let mut state = self.state();
         match state.results.get(&which) {
-            Some(hash) => {
-                let _ = waiter.send(*hash);
+            Some(survey) => {
+                let _ = waiter.send(Arc::clone(survey));
             }
             None => {
                 state.waiters.retain(|(_, waiter)| !waiter.is_closed());

@@ -3,13 +3,18 @@
 //! Once EndLease is in the log there is no way back: nothing of the term is served any more. It carries the highest
 //! timestamp that the term served, so that the next leader writes above it without waiting.
 
+use std::time::Duration;
+
 use flotilla_types::{RangeError, ReplicaId, ReplicaKind, StoreId};
 
 use super::Replica;
 use super::changes::{Answer, RETRY_AFTER};
 use crate::command::Command;
 use crate::event::{Effect, Token};
-use crate::raft::{AfterEnd, Ctx, Refused, Role};
+use crate::raft::{AfterEnd, Ctx, LossReason, Refused, Role};
+
+/// How long a leader that is wrong tries to find an heir.
+const HANDS_OVER: Duration = Duration::from_secs(5);
 
 impl Replica {
     /// Makes the replica on another store the leader. An answer, unless EndLease went into the log.
@@ -54,6 +59,17 @@ impl Replica {
         }
         let heirs: Vec<_> = self.state.descriptor.voters_incoming().map(|voter| voter.replica).collect();
         self.hand_over(ctx, &heirs, effects)
+    }
+
+    /// A replica that a check found to be wrong is lost; if it leads, another does first.
+    pub(crate) fn give_up_if_wrong(&mut self, ctx: &Ctx<'_>, effects: &mut Vec<Effect>) {
+        let Some((_, since)) = &self.wrong else { return };
+        let patient = ctx.mono.saturating_sub(*since) < HANDS_OVER;
+        if self.group.role().role == Role::Leader && patient {
+            self.leave_to_others(ctx, effects);
+        } else if let Some((why, _)) = self.wrong.take() {
+            self.group.lose(ctx, LossReason::Damaged(why));
+        }
     }
 
     /// A peer is stranded at a higher term: the next term reaches it (leases 5.4).

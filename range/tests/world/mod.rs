@@ -351,7 +351,9 @@ impl World {
                         let hash = hash(engine.snapshot().as_ref(), &descriptor, replica, applied).unwrap();
                         self.hashes.insert((store, descriptor.range, check), hash);
                     }
-                    Effect::Lost { range, .. } if self.unreadable == Some(store) => self.lost.push(range),
+                    Effect::Lost { range, .. } if self.unreadable == Some(store) || self.may_lose == Some(store) => {
+                        self.lost.push(range);
+                    }
                     Effect::Lost { range, why } => panic!("{range} is lost on {store}: {why}"),
                     Effect::Count(what, by) => *self.counts.entry(what).or_default() += by,
                     _ => {}
