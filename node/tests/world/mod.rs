@@ -348,7 +348,7 @@ impl Cluster {
         for handle in self.handles() {
             if descriptor.on_store(handle.store()).is_some() {
                 let deadline = handle.clock().mono() + PATIENCE;
-                hashes.push(handle.hash(range, check, deadline).await.unwrap());
+                hashes.push(handle.hash(range, check, deadline).await.unwrap().hash);
             }
         }
         assert!(hashes.iter().all(|hash| hash.hash == hashes[0].hash), "{range}: {hashes:?}");
