@@ -296,3 +296,40 @@ fn a_parent_that_is_removed_by_the_first_message_after_a_start_has_made_its_chil
     let ranges: Vec<_> = world.nodes[&StoreId(3)].fleet.status().iter().map(|status| status.descriptor.range).collect();
     assert!(ranges.contains(&RangeId(101)) && !ranges.contains(&USER), "{ranges:?}");
 }
+
+/// A store that was away gets the parent by a snapshot from behind the cut, and so has the child by name only. When the
+/// child's other followers are gone for good, such a replica has to vote.
+#[test]
+fn a_child_that_one_store_knows_by_name_only_elects_a_leader_with_its_vote() {
+    let mut world = World::new();
+    write(&mut world, 1, "a", "1");
+    write(&mut world, 2, "z", "2");
+    let leader = world.leader(USER).unwrap();
+    let mut others = [1, 2, 3].map(StoreId).into_iter().filter(|store| *store != leader);
+    let (gone, away) = (others.next().unwrap(), others.next().unwrap());
+    world.kill(away);
+    split(&mut world, "m", 77);
+    for n in 0..20 {
+        write(&mut world, 10 + n, "b", "3");
+        write(&mut world, 50 + n, "y", "4");
+    }
+    // Nothing of the cut is left in the log for the store that is away.
+    (0..1000).for_each(|_| world.tick());
+    let before = world.nodes[&leader].fleet.status_of(USER).unwrap().applied;
+    world.nodes.get_mut(&leader).unwrap().push(Event::Pinned(vec![USER]));
+    (0..20).for_each(|_| world.tick());
+    world.flush(leader);
+    (0..200).for_each(|_| world.tick());
+    let status = world.nodes[&leader].fleet.status_of(USER).unwrap();
+    assert!(status.truncated == before, "{status:?}");
+    world.kill(gone);
+    world.kill(leader);
+    world.restart(leader);
+    world.restart(away);
+    world.run_until("the parent is led", |world| world.leader(USER).is_some());
+    world.run_until("the child is led", |world| world.leader(RangeId(77)).is_some());
+    assert_eq!(get(&mut world, "y"), Some("4".to_owned()));
+    write(&mut world, 99, "z", "5");
+    assert_eq!(get(&mut world, "z"), Some("5".to_owned()));
+    assert_eq!(get(&mut world, "b"), Some("3".to_owned()));
+}

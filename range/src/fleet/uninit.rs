@@ -1,4 +1,4 @@
-//! Replicas that exist by name only: they have a log and a term, but neither span nor data, and vote for nobody. A message
+//! Replicas that exist by name only: they have a log and a term, but neither span nor data. They vote and do nothing else. A message
 //! for an unknown replica makes one; a snapshot, or the split of its parent, makes it live.
 
 use flotilla_storage::engine::Reader;

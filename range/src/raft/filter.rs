@@ -60,7 +60,8 @@ impl View {
     }
 
     fn vote_request(&self, m: &Message) -> Verdict {
-        if !self.initialised {
+        if !self.initialised && m.log_term == 0 {
+            // The candidate knows no more than we do: no floor, no lease, no entry.
             return Verdict::Drop("F1: uninitialised");
         }
         let mut forget = !self.promise_active && !self.leader_heard;

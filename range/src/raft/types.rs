@@ -84,7 +84,7 @@ pub struct GroupBoot<'a> {
     pub me: ReplicaId,
     /// This store.
     pub store: StoreId,
-    /// The applied descriptor; `None` for an uninitialised replica, which never votes.
+    /// The applied descriptor; `None` for an uninitialised replica, which votes and does nothing else.
     pub descriptor: Option<&'a RangeDescriptor>,
     /// What the log knows.
     pub head: LogHead,
