@@ -45,6 +45,7 @@ fn hello(cluster: &Bytes, uuid: [u8; 16], store_id: u64, boot: u32) -> wire::Hel
         max_offset_ns: 250_000_000,
         nonce: 1,
         called_store_id: 1,
+        recovered: 100,
     }
 }
 
@@ -85,7 +86,20 @@ async fn strangers_are_told_why_they_are_turned_away() {
     refused(present(&node, astray).await, Code::Unavailable, "an address that s3 had");
     let twin = wire::Hello { nonce: 2, ..hello(&cluster, [7; 16], 2, 5) };
     refused(present(&node, twin).await, Code::FailedPrecondition, "copies");
-    let crooked = wire::Hello { cluster_id: Bytes::from_static(b"short"), ..hello(&cluster, [7; 16], 2, 5) };
+    // It says how far its log is synced; a later start that holds less is of an older disk.
+    let mut client = PeerClient::connect(format!("http://{}", node.peer_address())).await.unwrap();
+    let first = wire::HeartbeatFrame { hello: Some(hello(&cluster, [7; 16], 2, 5)), ..Default::default() };
+    let now = Some(flotilla_proto::v1::Timestamp { wall: 1, logical: 0 });
+    let second = wire::HeartbeatFrame { now, synced: 500, ..Default::default() };
+    let mut answers = client.heartbeats(tokio_stream::iter([first, second])).await.unwrap().into_inner();
+    while answers.message().await.unwrap().is_some() {}
+    let rewound = wire::Hello { recovered: 499, nonce: 3, ..hello(&cluster, [7; 16], 2, 6) };
+    refused(present(&node, rewound.clone()).await, Code::FailedPrecondition, "set back to an older state");
+    present(&node, wire::Hello { recovered: 500, ..rewound }).await.unwrap();
+    present(&node, hello(&cluster, [7; 16], 2, 7)).await.unwrap_err();
+    let twin = wire::Hello { nonce: 2, recovered: 500, ..hello(&cluster, [7; 16], 2, 7) };
+    present(&node, twin).await.unwrap();
+    let crooked = wire::Hello { cluster_id: Bytes::from_static(b"short"), ..hello(&cluster, [7; 16], 2, 7) };
     refused(present(&node, crooked).await, Code::InvalidArgument, "16 bytes");
     node.stop().await.unwrap();
 }

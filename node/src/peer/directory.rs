@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flotilla_storage::log::LogSeq;
 use flotilla_types::{Generation, Locality, RangeDescriptor, StoreId, StoreUuid};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -37,6 +38,8 @@ struct Known {
     boot: u32,
     /// What the process of that start drew; 0 if none presented itself.
     nonce: u64,
+    /// The most batches of its log that it said were synced.
+    synced: LogSeq,
 }
 
 /// Why a node that presents itself is not believed.
@@ -57,6 +60,20 @@ pub enum Stranger {
         known: StoreUuid,
         /// Who claims it.
         presented: StoreUuid,
+    },
+    /// A start that holds less than an earlier one had synced.
+    #[error(
+        "the log of {store} holds {recovered} batches, and it said before that {synced} were synced: its disk was set back \
+         to an older state (a restored image or snapshot), so it has forgotten votes and writes that it acknowledged. Do \
+         not start it as itself: wipe the store directory and let the node join as a new one"
+    )]
+    Rewound {
+        /// The store.
+        store: StoreId,
+        /// What it had.
+        synced: u64,
+        /// What it has.
+        recovered: u64,
     },
     /// Another process uses a copy of the directory.
     #[error(
@@ -102,6 +119,8 @@ struct Row {
     uuid: String,
     boot: u32,
     nonce: u64,
+    #[serde(default)]
+    synced: u64,
     peer_address: String,
     client_address: String,
     http_address: String,
@@ -137,7 +156,7 @@ impl Directory {
                     changed
                 }
                 _ => {
-                    state.members.insert(member.store, Known { member, boot: 0, nonce: 0 });
+                    state.members.insert(member.store, Known { member, boot: 0, nonce: 0, synced: LogSeq(0) });
                     true
                 }
             };
@@ -152,7 +171,7 @@ impl Directory {
     ///
     /// # Errors
     /// It is not who it says.
-    pub fn present(&self, member: Member, boot: u32, nonce: u64) -> Result<(), Stranger> {
+    pub fn present(&self, member: Member, boot: u32, nonce: u64, recovered: LogSeq) -> Result<(), Stranger> {
         let (store, presented) = (member.store, member.uuid);
         let mut state = self.state();
         let known = state.members.get_mut(&store).ok_or(Stranger::Unknown(store))?;
@@ -163,7 +182,11 @@ impl Directory {
         if boot < known.boot || other {
             return Err(Stranger::Copy { store, known: known.boot, presented: boot });
         }
-        let new = Known { member, boot, nonce };
+        // Only of another start: within one, words overtake each other on different streams.
+        if boot > known.boot && recovered < known.synced {
+            return Err(Stranger::Rewound { store, synced: known.synced.0, recovered: recovered.0 });
+        }
+        let new = Known { member, boot, nonce, synced: known.synced.max(recovered) };
         let changed = *known != new;
         *known = new;
         drop(state);
@@ -171,6 +194,13 @@ impl Directory {
             self.tell();
         }
         Ok(())
+    }
+
+    /// A node said how far its log is synced. Kept in memory at once and on the disk with the next save.
+    pub fn heard_synced(&self, store: StoreId, boot: u32, synced: LogSeq) {
+        if let Some(known) = self.state().members.get_mut(&store).filter(|known| known.boot == boot) {
+            known.synced = known.synced.max(synced);
+        }
     }
 
     /// The highest start that a node presented.
@@ -238,6 +268,7 @@ impl Directory {
                 uuid: uuid.to_string(),
                 boot: known.boot,
                 nonce: known.nonce,
+                synced: known.synced.0,
                 peer_address: contact.peer_address.clone(),
                 client_address: contact.client_address.clone(),
                 http_address: contact.http_address.clone(),
@@ -275,9 +306,15 @@ fn parse(bytes: &[u8]) -> Result<State, String> {
         };
         let uuid = row.uuid.parse().map_err(|error: flotilla_types::IdError| error.to_string())?;
         let store = StoreId(row.store);
-        state
-            .members
-            .insert(store, Known { member: Member { store, uuid, contact }, boot: row.boot, nonce: row.nonce });
+        state.members.insert(
+            store,
+            Known {
+                member: Member { store, uuid, contact },
+                boot: row.boot,
+                nonce: row.nonce,
+                synced: LogSeq(row.synced),
+            },
+        );
     }
     if let Some(hex) = file.root {
         let bytes = unhex(&hex).ok_or("the root is not hexadecimal")?;
@@ -324,7 +361,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let directory = Directory::open(dir.path()).unwrap();
         directory.learn(vec![member(1, 1), member(2, 2)]);
-        directory.present(member(2, 2), 7, 70).unwrap();
+        directory.present(member(2, 2), 7, 70, LogSeq(10)).unwrap();
         directory.learn_root(root(3));
         directory.learn_root(root(2));
         directory.save().unwrap();
@@ -337,15 +374,42 @@ mod tests {
     fn a_number_belongs_to_one_directory_and_to_its_newest_start() {
         let dir = tempfile::tempdir().unwrap();
         let directory = Directory::open(dir.path()).unwrap();
-        assert!(matches!(directory.present(member(2, 2), 1, 10), Err(Stranger::Unknown(_))));
+        assert!(matches!(directory.present(member(2, 2), 1, 10, LogSeq(10)), Err(Stranger::Unknown(_))));
         directory.learn(vec![member(2, 2)]);
-        directory.present(member(2, 2), 5, 50).unwrap();
-        directory.present(member(2, 2), 5, 50).unwrap();
-        assert!(matches!(directory.present(member(2, 9), 6, 60), Err(Stranger::OtherDirectory { .. })));
-        assert!(matches!(directory.present(member(2, 2), 4, 40), Err(Stranger::Copy { .. })));
-        assert!(matches!(directory.present(member(2, 2), 5, 51), Err(Stranger::Copy { .. })), "the same start twice");
+        directory.present(member(2, 2), 5, 50, LogSeq(10)).unwrap();
+        directory.present(member(2, 2), 5, 50, LogSeq(10)).unwrap();
+        assert!(matches!(directory.present(member(2, 9), 6, 60, LogSeq(10)), Err(Stranger::OtherDirectory { .. })));
+        assert!(matches!(directory.present(member(2, 2), 4, 40, LogSeq(10)), Err(Stranger::Copy { .. })));
+        assert!(
+            matches!(directory.present(member(2, 2), 5, 51, LogSeq(10)), Err(Stranger::Copy { .. })),
+            "the same start twice"
+        );
         directory.learn(vec![member(2, 2)]);
         assert_eq!(directory.boot(StoreId(2)), 5, "the registry does not know of starts");
+    }
+
+    #[test]
+    fn a_start_that_holds_less_than_was_synced_is_of_an_older_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::open(dir.path()).unwrap();
+        directory.learn(vec![member(2, 2)]);
+        let start = |directory: &Directory, boot, recovered| {
+            directory.present(member(2, 2), boot, 10 * u64::from(boot), LogSeq(recovered))
+        };
+        start(&directory, 1, 5).unwrap();
+        directory.heard_synced(StoreId(2), 1, LogSeq(40));
+        directory.heard_synced(StoreId(2), 1, LogSeq(30));
+        start(&directory, 1, 5).unwrap();
+        directory.save().unwrap();
+        for directory in [directory, Directory::open(dir.path()).unwrap()] {
+            assert_eq!(
+                start(&directory, 2, 39),
+                Err(Stranger::Rewound { store: StoreId(2), synced: 40, recovered: 39 })
+            );
+            start(&directory, 2, 41).unwrap();
+            directory.heard_synced(StoreId(2), 1, LogSeq(1000));
+            start(&directory, 3, 41).unwrap();
+        }
     }
 
     #[test]

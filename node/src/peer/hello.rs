@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use flotilla_proto::gate::WireError;
 use flotilla_proto::internal as wire;
+use flotilla_storage::log::LogSeq;
 use flotilla_types::{ClusterId, StoreId, StoreUuid, nanoseconds};
 use tonic::{Code, Status};
 
@@ -21,6 +22,8 @@ pub(super) struct Me {
     pub(super) boot: u32,
     /// Drawn at the start of the process.
     pub(super) nonce: u64,
+    /// How far its log was synced when it started.
+    pub(super) recovered: LogSeq,
     pub(super) contact: Contact,
     pub(super) max_offset: Duration,
 }
@@ -44,6 +47,7 @@ impl Me {
             contact: Some((&self.contact).into()),
             max_offset_ns: nanoseconds(self.max_offset),
             called_store_id: called.0,
+            recovered: self.recovered.0,
         }
     }
 
@@ -79,7 +83,7 @@ impl Me {
                 self.identity.store
             )));
         }
-        match directory.present(Member { store, uuid, contact }, hello.boot, hello.nonce) {
+        match directory.present(Member { store, uuid, contact }, hello.boot, hello.nonce, LogSeq(hello.recovered)) {
             Ok(()) => Ok(Caller { store, boot: hello.boot }),
             Err(stranger) => Err(refusal(&stranger)),
         }
@@ -101,7 +105,7 @@ pub(crate) fn check_offset(theirs_ns: u64, ours: Duration) -> Result<(), Status>
 pub(super) fn refusal(stranger: &Stranger) -> Status {
     let code = match stranger {
         Stranger::Unknown(_) => Code::Unavailable,
-        Stranger::OtherDirectory { .. } | Stranger::Copy { .. } => Code::FailedPrecondition,
+        Stranger::OtherDirectory { .. } | Stranger::Copy { .. } | Stranger::Rewound { .. } => Code::FailedPrecondition,
     };
     let mut status = Status::new(code, stranger.to_string());
     if code == Code::FailedPrecondition {

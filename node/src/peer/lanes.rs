@@ -264,6 +264,7 @@ impl HeartbeatSender {
                 put_heartbeat(&mut frame, item);
             }
         }
+        frame.synced = self.peers.store().map_or(0, |store| store.synced().0);
         frame.now = Some(self.peers.clock.now().ok()?.into());
         self.peers.meters(self.link.peer).lane(Lane::Heartbeats).sent(&frame);
         Some((frame, self))

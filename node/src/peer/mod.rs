@@ -126,6 +126,7 @@ impl Peers {
             identity: store.identity(),
             boot: store.boot(),
             nonce: rand::random(),
+            recovered: store.recovered(),
             contact,
             max_offset: self.clock.max_offset(),
         };

@@ -8,6 +8,7 @@ use flotilla_proto::gate::needed;
 use flotilla_proto::internal::{self as wire, peer_server::Peer, snapshot_part::Part};
 use flotilla_range::liveness::LivenessMessage;
 use flotilla_range::message::{PeerMessage, SnapshotHeader, SnapshotId};
+use flotilla_storage::log::LogSeq;
 use flotilla_types::{
     CheckId, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, Term, Timestamp,
 };
@@ -131,6 +132,7 @@ impl Peer for PeerService {
                     let answer = wire::HeartbeatAnswer { now: peers.now(), clock_ahead: true };
                     return Some((Ok(answer), (peers, store, frames)));
                 }
+                peers.directory.heard_synced(caller.store, caller.boot, LogSeq(frame.synced));
                 take_heartbeats(&store, caller, frame);
             }
         });

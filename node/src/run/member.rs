@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use flotilla_kv::{Clock, Router, RouterConfig, Transport};
 use flotilla_placement::CheckerConfig;
@@ -23,6 +24,9 @@ use crate::store::{DirError, FreshDir, Store, StoreConfig, StoreDir, StoreHandle
 
 /// The first store of a cluster holds everything until others join.
 const FIRST: StoreId = StoreId(1);
+
+/// How often what is known of peers is written although nobody moved.
+const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 /// Makes the store that a membership is about. Blocks on the disk.
 pub(super) fn make_store(fresh: FreshDir, membership: Membership) -> Result<StoreDir, DirError> {
@@ -111,6 +115,8 @@ fn spawn_saver(directory: Arc<Directory>, stop: CancellationToken) -> Result<Joi
             let again = runtime.block_on(async {
                 tokio::select! {
                     changed = changed.changed() => changed.is_ok(),
+                    // How far the peers' logs are is written now and then.
+                    () = tokio::time::sleep(SAVE_EVERY) => true,
                     () = stop.cancelled() => false,
                 }
             });

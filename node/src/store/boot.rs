@@ -92,6 +92,8 @@ pub(super) struct Booted {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) log: Arc<dyn LogStore>,
     pub(super) boot: u32,
+    /// How far the log was synced before this boot.
+    pub(super) recovered: LogSeq,
     pub(super) disk: DiskWatch,
 }
 
@@ -114,11 +116,12 @@ pub(super) fn open(dir: &StoreDir, config: &StoreConfig) -> Result<Booted, Start
     dir.check_copies(&engine, &log)?;
     // Files of snapshots that a crash left behind.
     engine.discard_ssts("").map_err(sort_engine)?;
+    let recovered = log.seq();
     let boot = log.meta(MetaKey::Boot).map(|value| decode_boot(&value)).transpose()?.unwrap_or(0) + 1;
     // Synced before the first message: peers accept only higher ones. It makes the recovered tail durable, too.
     let op = LogOp::Meta { key: MetaKey::Boot, value: encode_boot(boot) };
     log.write(&LogBatch { ops: vec![op] }).map_err(sort_log)?;
-    Ok(Booted { engine: Arc::new(engine), log: Arc::new(log), boot, disk })
+    Ok(Booted { engine: Arc::new(engine), log: Arc::new(log), boot, recovered, disk })
 }
 
 fn watch(dir: &StoreDir, config: &StoreConfig) -> Result<DiskWatch, StartError> {

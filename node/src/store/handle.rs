@@ -2,6 +2,7 @@
 //! wait for one answer only. It may outlive the store, and then says that the store stopped.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -10,6 +11,7 @@ use flotilla_range::event::Event;
 use flotilla_range::fleet::RangeStatus;
 use flotilla_range::liveness::{LivenessMessage, SupportView};
 use flotilla_range::message::{PeerMessage, SnapshotHeader};
+use flotilla_storage::log::LogSeq;
 use flotilla_types::{
     CheckId, Command, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId, StoreUuid,
     Timestamp,
@@ -33,6 +35,8 @@ pub struct StoreHandle {
 pub(super) struct Shared {
     pub(super) identity: Identity,
     pub(super) boot: u32,
+    pub(super) recovered: LogSeq,
+    pub(super) synced: Arc<AtomicU64>,
     pub(super) clock: Arc<NodeClock>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) liveness: Arc<LivenessInbox>,
@@ -67,6 +71,18 @@ impl StoreHandle {
     #[must_use]
     pub fn boot(&self) -> u32 {
         self.shared.boot
+    }
+
+    /// How far its log was synced before this start.
+    #[must_use]
+    pub fn recovered(&self) -> LogSeq {
+        self.shared.recovered
+    }
+
+    /// How far its log is synced.
+    #[must_use]
+    pub fn synced(&self) -> LogSeq {
+        LogSeq(self.shared.synced.load(Ordering::Acquire))
     }
 
     /// The node's clock.

@@ -1,6 +1,7 @@
 //! The store's log writer: what it tells when it synced, and when it cannot any more.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use flotilla_range::raft::LogRead;
@@ -15,10 +16,14 @@ use super::meters::LogMeters;
 pub(super) struct Observer {
     pub(super) meters: LogMeters,
     pub(super) on_failure: OnFailure,
+    pub(super) log: Arc<dyn LogStore>,
+    /// The newest synced batch, for peers to remember (`peer::directory`).
+    pub(super) synced: Arc<AtomicU64>,
 }
 
 impl LogObserver for Observer {
     fn synced(&mut self, submissions: usize, started: Instant) {
+        self.synced.store(self.log.seq().0, Ordering::Release);
         self.meters.syncs.increment(1);
         self.meters.sync.record(started.elapsed());
         self.meters.submissions.record(submissions as f64);
@@ -91,16 +96,18 @@ mod tests {
             let (met, meets) = crossbeam::channel::bounded(1);
             let met = Mutex::new(met);
             let on_failure = OnFailure::new(move |failure: Failure| drop(met.lock().unwrap().send(failure)));
-            let observer = Observer { meters: LogMeters::new(), on_failure };
-            let writer = LogWriter::spawn(Arc::new(Broken(error)), LogPriority::Normal, observer).unwrap();
+            let log: Arc<dyn LogStore> = Arc::new(Broken(error));
+            let (meters, synced) = (LogMeters::new(), Arc::default());
+            let observer = Observer { meters, on_failure, log: Arc::clone(&log), synced };
+            let writer = LogWriter::spawn(log, LogPriority::Normal, observer).unwrap();
             let acknowledged = Arc::new(std::sync::atomic::AtomicBool::new(false));
             let told = Arc::clone(&acknowledged);
-            let done = Box::new(move |_| told.store(true, std::sync::atomic::Ordering::SeqCst));
+            let done = Box::new(move |_| told.store(true, Ordering::SeqCst));
             writer.submit(Submission { ops: Vec::new(), done }).unwrap();
             let failure = meets.recv_timeout(Duration::from_secs(10)).unwrap();
             assert_eq!(failure.exit_code(), code, "{failure}");
             drop(writer);
-            assert!(!acknowledged.load(std::sync::atomic::Ordering::SeqCst));
+            assert!(!acknowledged.load(Ordering::SeqCst));
         }
     }
 }

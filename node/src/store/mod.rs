@@ -92,7 +92,12 @@ impl Store {
         let (fleet, first) = wiring.fleet()?;
         let (config, on_failure) = (&wiring.config, wiring.config.on_failure.clone());
 
-        let observer = log::Observer { meters: meters::LogMeters::new(), on_failure: on_failure.clone() };
+        let observer = log::Observer {
+            meters: meters::LogMeters::new(),
+            on_failure: on_failure.clone(),
+            log: Arc::clone(&wiring.log),
+            synced: Arc::clone(&wiring.synced),
+        };
         let writer = LogWriter::spawn(Arc::clone(&wiring.log), config.log_priority, observer);
         let writer = Arc::new(writer.map_err(|source| StartError::System { action: "start a thread", source })?);
         let (flush, flush_requests) = flusher::requests();

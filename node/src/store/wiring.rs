@@ -9,7 +9,7 @@ use flotilla_range::fleet::{Fleet, FleetConfig};
 use flotilla_range::liveness::{ClockWatch, Liveness, LivenessNow, SupportView};
 use flotilla_range::raft::GroupConfig;
 use flotilla_storage::engine::Engine;
-use flotilla_storage::log::LogStore;
+use flotilla_storage::log::{LogSeq, LogStore};
 use flotilla_storage::writer::LogWriter;
 
 use super::background::Background;
@@ -34,6 +34,9 @@ use crate::ports::Ports;
 pub(super) struct Wiring {
     pub(super) identity: Identity,
     pub(super) boot: u32,
+    pub(super) recovered: LogSeq,
+    /// The newest synced batch of the log.
+    pub(super) synced: Arc<AtomicU64>,
     pub(super) config: StoreConfig,
     pub(super) ports: Ports,
     pub(super) engine: Arc<dyn Engine>,
@@ -64,6 +67,8 @@ impl Wiring {
         let wiring = Self {
             identity,
             boot: booted.boot,
+            recovered: booted.recovered,
+            synced: Arc::new(AtomicU64::new(booted.log.seq().0)),
             config,
             ports,
             engine: Arc::clone(&booted.engine),
@@ -106,6 +111,8 @@ impl Wiring {
         Arc::new(Shared {
             identity: self.identity,
             boot: self.boot,
+            recovered: self.recovered,
+            synced: Arc::clone(&self.synced),
             clock: Arc::clone(&self.ports.clock),
             inbox: Arc::clone(&self.inbox),
             liveness: Arc::clone(&self.liveness),
