@@ -672,7 +672,11 @@ impl Fleet {
     fn compare(&mut self, reply: &BeatReply, turn: &mut Turn) {
         let Some(replica) = self.replicas.get_mut(&reply.range) else { return };
         let role = replica.group.role();
-        if role.role == Role::Leader && role.term == reply.term && replica.sums.differs(reply) {
+        if role.role != Role::Leader || role.term != reply.term {
+            return;
+        }
+        replica.heard_applied(reply);
+        if replica.sums.differs(reply) {
             tracing::error!(
                 range = %reply.range, replica = %reply.from, index = %reply.applied,
                 "a replica has applied other commands than its leader; it should be replaced"

@@ -90,6 +90,8 @@ pub(crate) struct Replica {
     max_served: Timestamp,
     /// What it remembers of requests that were done.
     forgetting: Forgetting,
+    /// How far each follower has applied, as it said in this term.
+    followers: BTreeMap<ReplicaId, LogIndex>,
     /// Whom leadership is being handed to.
     heir: Option<StoreId>,
     /// What was last cut off on the right: for callers who do not know it yet.
@@ -130,6 +132,7 @@ impl Replica {
             changing: BTreeMap::new(),
             max_served: Timestamp::ZERO,
             forgetting: Forgetting::default(),
+            followers: BTreeMap::new(),
             heir: None,
             cut_off: None,
             born: None,
@@ -517,6 +520,7 @@ impl Replica {
     /// Leadership is gone: what is in the log has an unknown outcome, what is not was not done.
     pub(crate) fn role_changed(&mut self, ctx: &Ctx<'_>, role: RoleState, effects: &mut Vec<Effect>) {
         self.heir = None;
+        self.followers.clear();
         if role.role == Role::Leader {
             return self.forgetting.starts(ctx.mono);
         }

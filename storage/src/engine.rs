@@ -8,6 +8,7 @@
 //!
 //! All calls may block on a disk: never call them on a tokio thread.
 
+use crate::keys::PhysicalSpan;
 use bytes::Bytes;
 use thiserror::Error;
 
@@ -182,6 +183,9 @@ pub trait Engine: Reader + Send + Sync + 'static {
     /// # Errors
     /// The disk failed.
     fn discard_ssts(&self, prefix: &str) -> Result<(), EngineError>;
+    /// About how many bytes of keys and values lie in each span. What was written since the last flush may be missing, and
+    /// what was deleted may still count.
+    fn approximate_bytes(&self, spans: &[PhysicalSpan]) -> Vec<u64>;
     /// Bytes on disk, for placement and admission.
     fn used_bytes(&self) -> u64;
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::SstFile;
 use crate::engine::{Change, Cursor, Engine, EngineError, Reader, WriteBatch};
+use crate::keys::PhysicalSpan;
 
 type Image = BTreeMap<Vec<u8>, Bytes>;
 
@@ -105,6 +106,15 @@ impl Engine for MemoryEngine {
 
     fn get_flushed(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.lock().flushed.get(key).cloned())
+    }
+
+    fn approximate_bytes(&self, spans: &[PhysicalSpan]) -> Vec<u64> {
+        let live = Arc::clone(&self.lock().live);
+        let weigh = |(start, end): &PhysicalSpan| {
+            let pairs = live.range(start.clone()..end.clone());
+            pairs.map(|(key, value)| (key.len() + value.len()) as u64).sum()
+        };
+        spans.iter().map(weigh).collect()
     }
 
     fn build_sst(&self, name: &str, file: &SstFile) -> Result<(), EngineError> {

@@ -18,6 +18,7 @@ use self_cell::self_cell;
 use crate::SstFile;
 use crate::engine::{Change, Cursor, Engine, EngineError, Reader, WriteBatch};
 use crate::keys;
+use crate::keys::PhysicalSpan;
 
 const MIB: usize = 1 << 20;
 
@@ -185,6 +186,11 @@ impl Engine for RocksEngine {
         options.set_read_tier(ReadTier::Persisted);
         let found = self.db.get_opt(key, &options).map_err(|error| failed("read a flushed key", &error))?;
         Ok(found.map(Bytes::from))
+    }
+
+    fn approximate_bytes(&self, spans: &[PhysicalSpan]) -> Vec<u64> {
+        let ranges: Vec<_> = spans.iter().map(|(start, end)| rocksdb::Range::new(start, end)).collect();
+        self.db.get_approximate_sizes(&ranges)
     }
 
     fn build_sst(&self, name: &str, file: &SstFile) -> Result<(), EngineError> {

@@ -260,3 +260,30 @@ fn reads_of_versions_agree_with_a_list_of_all_versions() {
         }
     }
 }
+
+#[test]
+fn how_much_lies_in_a_span_is_told_about_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let rocks = RocksEngine::open(dir.path(), OPTIONS).unwrap();
+    let memory = MemoryEngine::new();
+    let mut random = 1u64;
+    let mut batch = WriteBatch::default();
+    for n in 0..2000u32 {
+        // Not compressible.
+        let value = std::iter::repeat_with(|| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 56) as u8
+        });
+        batch.put(format!("b{n:06}").into_bytes(), value.take(1000).collect::<Vec<_>>());
+    }
+    let spans = [("a", "b"), ("b", "b001000"), ("b", "c")];
+    let spans = spans.map(|(start, end)| (start.as_bytes().to_vec(), end.as_bytes().to_vec()));
+    for engine in [&rocks as &dyn Engine, &memory] {
+        engine.write(&batch).unwrap();
+        engine.flush().unwrap();
+        let sizes = engine.approximate_bytes(&spans);
+        assert_eq!(sizes[0], 0);
+        assert!((900_000..1_200_000).contains(&sizes[1]), "{sizes:?}");
+        assert!((1_900_000..2_300_000).contains(&sizes[2]), "{sizes:?}");
+    }
+}

@@ -197,7 +197,7 @@ impl Peer for PeerService {
     }
 
     async fn replicas(&self, _: Request<wire::ReplicasRequest>) -> Result<Response<Self::ReplicasStream>, Status> {
-        let replicas: Vec<_> = self.store()?.inspect().await.iter().map(replica_out).collect();
+        let replicas: Vec<_> = self.store()?.inspect_sizes().await.iter().map(replica_out).collect();
         let pages: Vec<_> =
             replicas.chunks(PAGE).map(|page| Ok(wire::ReplicasResponse { replicas: page.to_vec() })).collect();
         Ok(Response::new(Box::pin(stream::iter(pages))))
@@ -217,12 +217,13 @@ impl Peer for PeerService {
     }
 }
 
-fn replica_out(status: &flotilla_range::fleet::RangeStatus) -> wire::Replica {
+fn replica_out((status, bytes): &(flotilla_range::fleet::RangeStatus, u64)) -> wire::Replica {
     wire::Replica {
         range_id: status.descriptor.range.0,
         leads: status.leads,
         applied_index: status.applied.0,
         term: status.term.0,
+        bytes: *bytes,
     }
 }
 

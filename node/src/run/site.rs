@@ -179,12 +179,10 @@ async fn counts(parts: &Parts, store: StoreId, deadline: Duration, left: Duratio
 }
 
 async fn replicas(parts: &Parts, store: StoreId, deadline: Duration) -> Result<Vec<ReplicaView>, String> {
-    // How many bytes a range has is not counted yet.
-    let bytes = 0;
     if parts.store.store() == store {
-        let own = parts.store.inspect().await.into_iter();
+        let own = parts.store.inspect_sizes().await.into_iter();
         return Ok(own
-            .map(|status| ReplicaView {
+            .map(|(status, bytes)| ReplicaView {
                 range: status.descriptor.range,
                 leads: status.leads,
                 applied: status.applied,
@@ -200,7 +198,7 @@ async fn replicas(parts: &Parts, store: StoreId, deadline: Duration) -> Result<V
             leads: replica.leads,
             applied: LogIndex(replica.applied_index),
             term: Term(replica.term),
-            bytes,
+            bytes: replica.bytes,
         })
         .collect())
 }

@@ -153,6 +153,18 @@ impl StoreHandle {
         status.await.unwrap_or_default()
     }
 
+    /// Every range of the store, with about how many bytes it takes (0 if that is not known).
+    pub async fn inspect_sizes(&self) -> Vec<(RangeStatus, u64)> {
+        let ranges = self.inspect().await;
+        let spans = ranges.iter().map(|status| status.descriptor.span.clone()).collect();
+        let sizes = match self.shared.incoming.load_full() {
+            Some(incoming) => incoming.sizes(spans).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let sizes = sizes.into_iter().chain(std::iter::repeat(0));
+        ranges.into_iter().zip(sizes).collect()
+    }
+
     /// One range of the store.
     pub async fn inspect_range(&self, range: RangeId) -> Option<RangeStatus> {
         let (answer, status) = oneshot::channel();

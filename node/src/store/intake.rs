@@ -10,7 +10,8 @@ use flotilla_range::event::Event;
 use flotilla_range::message::SnapshotHeader;
 use flotilla_range::snapshot::intake::{self, Intake, file_prefix};
 use flotilla_storage::engine::Engine;
-use flotilla_types::{RangeError, StoreId};
+use flotilla_storage::keys;
+use flotilla_types::{KeySpan, RangeError, StoreId};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -66,6 +67,22 @@ impl Incoming {
             engine: Arc::clone(&self.engine),
         };
         Ok(SnapshotIntake { incoming: self, header, work: Some(Box::new(work)), handed_over: false })
+    }
+}
+
+impl Incoming {
+    /// About how many bytes the values in each span take, told by an IO thread; dropped if there is no room for the question.
+    pub(super) fn sizes(&self, spans: Vec<KeySpan>) -> oneshot::Receiver<Vec<u64>> {
+        let (answer, sizes) = oneshot::channel();
+        let engine = Arc::clone(&self.engine);
+        let job = move || {
+            let spans: Vec<_> = spans.iter().map(keys::version_span).collect();
+            let _ = answer.send(engine.approximate_bytes(&spans));
+        };
+        if self.io.run(job).is_err() {
+            tracing::debug!("sizes are not told: the IO threads are busy");
+        }
+        sizes
     }
 }
 

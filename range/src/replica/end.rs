@@ -11,10 +11,13 @@ use super::Replica;
 use super::changes::{Answer, RETRY_AFTER};
 use crate::command::Command;
 use crate::event::{Effect, Token};
+use crate::message::BeatReply;
 use crate::raft::{AfterEnd, Ctx, LossReason, Refused, Role};
 
 /// How long a leader that is wrong tries to find an heir.
 const HANDS_OVER: Duration = Duration::from_secs(5);
+/// Entries that the target of a hand-over may have left to apply.
+const APPLY_LAG: u64 = 1024;
 
 impl Replica {
     /// Makes the replica on another store the leader. An answer, unless EndLease went into the log.
@@ -36,7 +39,12 @@ impl Replica {
             let what = format!("{to} holds no voter of {}: it cannot lead", self.state.descriptor.range);
             return Some(Err(RangeError::Invalid { what }));
         };
-        match self.end_lease(ctx, AfterEnd::Transfer(heir), Some(token), effects) {
+        let fit = if self.applies_along(heir) {
+            self.end_lease(ctx, AfterEnd::Transfer(heir), Some(token), effects)
+        } else {
+            Err(Refused::UnfitTarget)
+        };
+        match fit {
             Ok(()) => None,
             Err(Refused::NotLeader | Refused::NotUsable | Refused::Lost) => Some(Err(self.not_leaseholder())),
             Err(_) => Some(Err(RangeError::Overloaded {
@@ -46,9 +54,23 @@ impl Replica {
         }
     }
 
+    /// A follower says how far it has applied.
+    pub(crate) fn heard_applied(&mut self, reply: &BeatReply) {
+        let known = self.followers.entry(reply.from).or_default();
+        *known = reply.applied.max(*known);
+    }
+
+    /// Whether a replica would lead at once: one that holds the log and is far behind in applying it would serve nobody
+    /// until it has (leases 5.3). One that said nothing in this term is believed to be.
+    fn applies_along(&self, heir: ReplicaId) -> bool {
+        let last = self.group.last().index.0;
+        self.followers.get(&heir).is_none_or(|applied| last.saturating_sub(applied.0) <= APPLY_LAG)
+    }
+
     /// Hands over to the first of these that is fit. Says whether it was begun.
     pub(super) fn hand_over(&mut self, ctx: &Ctx<'_>, heirs: &[ReplicaId], effects: &mut Vec<Effect>) -> bool {
-        let fit = heirs.iter().copied().find(|heir| self.group.can_transfer(ctx, *heir).is_ok());
+        let fit = heirs.iter().copied();
+        let fit = fit.filter(|heir| self.applies_along(*heir)).find(|heir| self.group.can_transfer(ctx, *heir).is_ok());
         fit.is_some_and(|heir| self.end_lease(ctx, AfterEnd::Transfer(heir), None, effects).is_ok())
     }
 
