@@ -56,6 +56,24 @@ class RequestIds:
         return struct.pack(">Q", int(time.time() * 1000))[2:] + self.instance + struct.pack(">I", self.counter)
 
 
+class Gap:
+    """How long a range acknowledged nothing at most, while somebody wanted something of it."""
+
+    def __init__(self):
+        self.waiting, self.since, self.longest = 0, 0.0, 0.0
+
+    def wanted(self):
+        if self.waiting == 0:
+            self.since = time.monotonic()
+        self.waiting += 1
+
+    def acknowledged(self):
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self.since)
+        self.since = now
+        self.waiting -= 1
+
+
 class Progress:
     """What was acknowledged, and when, by range. Ranges are told apart by the keys that they were split at."""
 
@@ -64,21 +82,27 @@ class Progress:
         self.acknowledged = set()
         self.retries = collections.Counter()
         self.failure = None
-        self.times = [[] for _ in range(len(splits) + 1)]
+        self.gaps = [Gap() for _ in range(len(splits) + 1)]
         self.lock = threading.Lock()
+
+    def gap(self, key):
+        return self.gaps[bisect.bisect_right(self.splits, key)]
+
+    def want(self, key):
+        with self.lock:
+            self.gap(key).wanted()
 
     def acknowledge(self, key):
         with self.lock:
             self.acknowledged.add(key)
-            self.times[bisect.bisect_right(self.splits, key)].append(time.monotonic())
+            self.gap(key).acknowledged()
 
     def retry(self, why):
         with self.lock:
             self.retries[why[:100]] += 1
 
     def longest_gap(self):
-        gaps = [after - before for times in self.times for before, after in zip(times, times[1:])]
-        return max(gaps, default=0.0)
+        return max(gap.longest for gap in self.gaps)
 
 
 class Pace:
@@ -117,6 +141,7 @@ def write(nodes, work, pace, progress, stop, rate):
         if stop.is_set():
             return
         request_id = ids.next()
+        progress.want(key)
         while not stop.is_set():
             turn += 1
             try:
