@@ -9,8 +9,8 @@ use flotilla_storage::SstFile;
 use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::log::LogOp;
 use flotilla_types::{
-    CheckId, Key, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId, StoreId,
-    Timestamp,
+    CheckId, Key, KeySpan, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId,
+    StoreId, Timestamp,
 };
 
 use crate::message::{PeerMessage, SnapshotHeader, SnapshotId};
@@ -194,6 +194,11 @@ pub enum Effect {
         check: CheckId,
         /// Applied index that the snapshot shows.
         applied: flotilla_types::LogIndex,
+    },
+    /// A replica of this span was destroyed, durably: its space may come back. Whoever lives there by now keeps all of it.
+    Reclaim {
+        /// The logical keys.
+        span: KeySpan,
     },
     /// Flush the engine soon: something waits for a mark.
     Flush,

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use flotilla_storage::engine::Reader;
 use flotilla_storage::log::{LogHead, LogOp};
-use flotilla_types::{LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Term, Timestamp};
+use flotilla_types::{KeySpan, LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Term, Timestamp};
 
 use crate::boot::{self, BootError};
 use crate::cache_budget::CacheBudget;
@@ -132,8 +132,9 @@ pub struct Fleet {
     lost: BTreeMap<RangeId, Lost>,
     /// Children with a log whose split has to be replayed first (see `births`).
     unborn: BTreeMap<RangeId, LogHead>,
-    /// Destroyed in the engine, not known to be flushed: no new replica of these begins (durability D11).
-    closing: BTreeSet<RangeId>,
+    /// Destroyed in the engine, not known to be flushed: no new replica of these begins (durability D11). With the span
+    /// that they had, if any.
+    closing: BTreeMap<RangeId, Option<KeySpan>>,
     outgoing: Outgoing,
     incoming: Incoming,
     peers: Peers,
@@ -180,7 +181,7 @@ impl Fleet {
             uninit: BTreeMap::new(),
             lost: BTreeMap::new(),
             unborn: BTreeMap::new(),
-            closing: BTreeSet::new(),
+            closing: BTreeMap::new(),
             outgoing,
             incoming: Incoming::default(),
             peers,

@@ -183,6 +183,9 @@ pub trait Engine: Reader + Send + Sync + 'static {
     /// # Errors
     /// The disk failed.
     fn discard_ssts(&self, prefix: &str) -> Result<(), EngineError>;
+    /// Gives back the room of what was deleted within a span, by rewriting the files that hold it. Takes long; changes nothing
+    /// that a reader sees.
+    fn reclaim(&self, span: &PhysicalSpan);
     /// About how many bytes of keys and values lie in each span. What was written since the last flush may be missing, and
     /// what was deleted may still count.
     fn approximate_bytes(&self, spans: &[PhysicalSpan]) -> Vec<u64>;

@@ -108,6 +108,8 @@ impl Engine for MemoryEngine {
         Ok(self.lock().flushed.get(key).cloned())
     }
 
+    fn reclaim(&self, _: &PhysicalSpan) {}
+
     fn approximate_bytes(&self, spans: &[PhysicalSpan]) -> Vec<u64> {
         let live = Arc::clone(&self.lock().live);
         let weigh = |(start, end): &PhysicalSpan| {

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, DBRawIterator, FlushOptions, IngestExternalFileOptions, Options,
-    ReadOptions, ReadTier, SliceTransform, Snapshot, SstFileWriter, WriteBatch as RocksBatch, WriteBufferManager,
-    WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DB, DBCompressionType, DBRawIterator,
+    FlushOptions, IngestExternalFileOptions, Options, ReadOptions, ReadTier, SliceTransform, Snapshot, SstFileWriter,
+    WriteBatch as RocksBatch, WriteBufferManager, WriteOptions,
 };
 use self_cell::self_cell;
 
@@ -186,6 +186,14 @@ impl Engine for RocksEngine {
         options.set_read_tier(ReadTier::Persisted);
         let found = self.db.get_opt(key, &options).map_err(|error| failed("read a flushed key", &error))?;
         Ok(found.map(Bytes::from))
+    }
+
+    fn reclaim(&self, (start, end): &PhysicalSpan) {
+        let mut options = CompactOptions::default();
+        // Beside the automatic ones, and down to where the deleted lies.
+        options.set_exclusive_manual_compaction(false);
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Skip);
+        self.db.compact_range_opt(Some(start), Some(end), &options);
     }
 
     fn approximate_bytes(&self, spans: &[PhysicalSpan]) -> Vec<u64> {

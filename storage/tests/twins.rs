@@ -287,3 +287,31 @@ fn how_much_lies_in_a_span_is_told_about_right() {
         assert!((1_900_000..2_300_000).contains(&sizes[2]), "{sizes:?}");
     }
 }
+
+#[test]
+fn what_was_deleted_gives_its_room_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(dir.path(), OPTIONS).unwrap();
+    let mut random = StdRng::seed_from_u64(3);
+    let mut fill = |prefix: &str| {
+        let mut batch = WriteBatch::default();
+        for n in 0..8000u32 {
+            let value: Vec<u8> = (0..1000).map(|_| random.random()).collect();
+            batch.put(format!("{prefix}{n:06}").into_bytes(), value);
+        }
+        engine.write(&batch).unwrap();
+        engine.flush().unwrap();
+    };
+    fill("a");
+    fill("b");
+    let full = engine.used_bytes();
+    assert!(full > 15_000_000, "{full}");
+    let mut batch = WriteBatch::default();
+    batch.delete_range(b"a".to_vec(), b"b".to_vec());
+    engine.write(&batch).unwrap();
+    engine.flush().unwrap();
+    engine.reclaim(&(b"a".to_vec(), b"b".to_vec()));
+    let left = engine.used_bytes();
+    assert!(left < full * 6 / 10, "{left} of {full} bytes are left");
+    assert!(engine.get(b"b000007").unwrap().is_some());
+}

@@ -7,7 +7,7 @@ use flotilla_range::message::{SnapshotHeader, SnapshotId};
 use flotilla_range::snapshot::intake::install;
 use flotilla_storage::SstFile;
 use flotilla_storage::engine::{Engine, EngineError, Reader};
-use flotilla_types::{CheckId, LogIndex, RangeDescriptor, ReplicaId, StoreId};
+use flotilla_types::{CheckId, KeySpan, LogIndex, RangeDescriptor, ReplicaId, StoreId};
 
 use super::fatal::OnFailure;
 use super::hasher::{HashJob, HashQueue};
@@ -16,6 +16,7 @@ use super::intake::discard;
 use super::io::IoQueue;
 use super::marks::Marks;
 use super::outgoing::Outgoing;
+use super::reclaim::Reclaim;
 
 /// Gives work to the IO threads. Nothing here waits.
 pub(super) struct Background {
@@ -24,6 +25,7 @@ pub(super) struct Background {
     pub(super) marks: Arc<Marks>,
     pub(super) io: IoQueue,
     pub(super) outgoing: Arc<Outgoing>,
+    pub(super) reclaim: Arc<Reclaim>,
     pub(super) hashes: HashQueue,
     pub(super) on_failure: OnFailure,
 }
@@ -51,6 +53,10 @@ impl Background {
                 cause: "the IO threads' queue is full".to_owned(),
             });
         }
+    }
+
+    pub(super) fn reclaim(&self, span: KeySpan) {
+        self.reclaim.add(&self.io, &self.engine, span);
     }
 
     pub(super) fn discard(&self, files: Vec<String>) {

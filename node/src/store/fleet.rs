@@ -251,6 +251,7 @@ impl FleetLoop {
                 Effect::Hash { descriptor, replica, check, applied } => {
                     self.background.hash(descriptor, replica, check, applied, self.engine.snapshot());
                 }
+                Effect::Reclaim { span } => self.background.reclaim(span),
                 Effect::Flush => self.flush.soon(),
                 Effect::Lead { descriptor } => self.keeper.lead(descriptor),
                 Effect::Confirm { range, key } => self.keeper.confirm(range, key),

@@ -37,6 +37,7 @@ mod log;
 mod marks;
 mod meters;
 mod outgoing;
+mod reclaim;
 mod wiring;
 mod workers;
 
@@ -140,6 +141,7 @@ impl Store {
             marks: Arc::clone(&wiring.marks),
             io,
             outgoing,
+            reclaim: Arc::default(),
             hashes,
             on_failure: on_failure.clone(),
         };

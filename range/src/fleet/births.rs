@@ -104,7 +104,7 @@ impl Fleet {
             Ok(Some(next)) => decode_replica_id(&next).is_ok_and(|next| next > me),
             _ => false,
         };
-        uninit || here || buried || self.closing.contains(&range)
+        uninit || here || buried || self.closing.contains_key(&range)
     }
 
     /// The child's log: the one that a restart found, or a new one, which keeps what a replica without state voted.
@@ -148,7 +148,7 @@ impl Fleet {
             turn.batch.put(keys::tombstone(range), encode_replica_id(next));
             turn.acts.push(Act::RemoveLog { range });
             turn.effects.push(Effect::Flush);
-            self.closing.insert(range);
+            self.closing.insert(range, None);
         }
     }
 

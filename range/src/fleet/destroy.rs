@@ -61,14 +61,15 @@ impl Fleet {
         turn.batch.put(keys::tombstone(range), encode_replica_id(next));
         turn.acts.push(Act::RemoveLog { range });
         turn.effects.push(Effect::Flush);
-        self.closing.insert(range);
+        self.closing.insert(range, Some(descriptor.span.clone()));
         tracing::info!(%range, %next, "the replica was removed from this store");
     }
 
     /// The destruction is durable.
     pub(super) fn remove_log(&mut self, range: RangeId, turn: &mut Turn) {
-        if self.closing.remove(&range) {
+        if let Some(span) = self.closing.remove(&range) {
             turn.log_ops.push(LogOp::Remove { range });
+            turn.effects.extend(span.map(|span| Effect::Reclaim { span }));
         }
     }
 
@@ -86,7 +87,7 @@ impl Fleet {
             turn.batch.put(keys::tombstone(range), encode_replica_id(next));
             turn.acts.push(Act::RemoveLog { range });
             turn.effects.push(Effect::Flush);
-            self.closing.insert(range);
+            self.closing.insert(range, None);
         } else {
             self.forget_unborn(range, next, turn);
         }

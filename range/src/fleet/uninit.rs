@@ -27,7 +27,7 @@ impl Fleet {
         }
         let older = self.uninit.get(&range).is_some_and(|uninit| uninit.me < to) && !self.incoming.is_arriving(range);
         let free = older || !self.uninit.contains_key(&range);
-        let taken = self.closing.contains(&range) || self.unborn.contains_key(&range);
+        let taken = self.closing.contains_key(&range) || self.unborn.contains_key(&range);
         if !free || to == ReplicaId(0) || taken {
             return;
         }
