@@ -61,7 +61,7 @@ pub enum RangeRecord {
     Lease,
     /// `state::Thresholds`.
     Thresholds,
-    /// `state::RangeStats`.
+    /// Room for figures of a range; nobody writes it yet.
     Stats,
     /// The replica id of this store's replica. Replica-local.
     ReplicaId,

@@ -98,8 +98,6 @@ pub enum MetaKey {
     Bound,
     /// What this store gave a peer (leases `SupportRow`).
     Support(StoreId),
-    /// The newest (boot, sequence) that a peer presented (durability section 6).
-    PeerMark(StoreId),
 }
 
 /// One change of the log store.

@@ -448,13 +448,11 @@ fn decode_promise(bytes: &[u8]) -> Result<Promise, RecordError> {
 }
 
 fn encode_meta(key: MetaKey) -> Vec<u8> {
-    let of = |kind: u8, store: StoreId| [&[kind][..], &store.0.to_be_bytes()].concat();
     match key {
         MetaKey::Identity => b"identity".to_vec(),
         MetaKey::Boot => b"boot".to_vec(),
         MetaKey::Bound => b"bound".to_vec(),
-        MetaKey::Support(store) => of(b'S', store),
-        MetaKey::PeerMark(store) => of(b'M', store),
+        MetaKey::Support(store) => [&b"S"[..], &store.0.to_be_bytes()].concat(),
     }
 }
 
@@ -463,10 +461,7 @@ fn decode_meta(key: &[u8]) -> Option<MetaKey> {
         b"identity" => Some(MetaKey::Identity),
         b"boot" => Some(MetaKey::Boot),
         b"bound" => Some(MetaKey::Bound),
-        [kind @ (b'S' | b'M'), store @ ..] => {
-            let store = StoreId(u64::from_be_bytes(store.try_into().ok()?));
-            Some(if *kind == b'S' { MetaKey::Support(store) } else { MetaKey::PeerMark(store) })
-        }
+        [b'S', store @ ..] => Some(MetaKey::Support(StoreId(u64::from_be_bytes(store.try_into().ok()?)))),
         _ => None,
     }
 }

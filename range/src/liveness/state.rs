@@ -213,7 +213,7 @@ impl Liveness {
                     let row = decode_row(value).map_err(failed)?;
                     giving.insert(*peer, Giving { row, until: Timestamp::ZERO, change: None });
                 }
-                MetaKey::Identity | MetaKey::Boot | MetaKey::PeerMark(_) => {}
+                MetaKey::Identity | MetaKey::Boot => {}
             }
         }
         for given in giving.values_mut().filter(|given| given.row.active) {
