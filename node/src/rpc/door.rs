@@ -16,6 +16,8 @@ use tonic::metadata::MetadataMap;
 use super::refusal::{overloaded, refusal};
 use super::site::Site;
 
+/// What is kept of a caller's deadline for the answer's way, at most.
+const WAY_BACK: Duration = Duration::from_millis(250);
 /// When a node that is full may be asked again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
@@ -98,10 +100,11 @@ impl Door {
         Ok(Entered { router, deadline, _room: room, _timed: timed })
     }
 
-    /// The caller's deadline as gRPC sends it, or the node's.
+    /// The caller's deadline as gRPC sends it, or the node's. A little of it is kept for the way back: an error that says
+    /// what is wrong is worth more than one that says that time is over.
     pub(crate) fn timeout(&self, metadata: &MetadataMap) -> Duration {
         let given = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse_timeout);
-        given.unwrap_or(self.config.timeout)
+        given.map_or(self.config.timeout, |given| given - (given / 10).min(WAY_BACK))
     }
 
     /// An application's key.
