@@ -142,10 +142,11 @@ async fn get(router: &Router, key: &Key) -> Outcome {
     }
 }
 
-/// All chunks of a scan show one moment, which lies before the first of them came.
+/// All chunks of a scan show one moment. It lies before the first of them came by the gateway's clock, and before the last
+/// by every clock: a leaseholder whose clock is behind may still write below it until it hears of it.
 async fn scan(router: &Router, span: &KeySpan, reverse: bool, rows_max: u64) -> Outcome {
     let deadline = router.clock().mono() + PATIENCE;
-    let (mut rest, mut at, mut first) = (span.clone(), None, None);
+    let (mut rest, mut at) = (span.clone(), None);
     let mut rows: Vec<Row> = Vec::new();
     loop {
         let request = ScanRequest { span: rest.clone(), reverse, rows_max, bytes_max: 1 << 16, at };
@@ -153,7 +154,6 @@ async fn scan(router: &Router, span: &KeySpan, reverse: bool, rows_max: u64) -> 
             Ok(chunk) => chunk,
             Err(why) => return nothing(router, &why),
         };
-        first.get_or_insert(router.clock().mono());
         at = Some(chunk.timestamp);
         rows.extend(chunk.rows);
         match chunk.resume {
@@ -170,7 +170,7 @@ async fn scan(router: &Router, span: &KeySpan, reverse: bool, rows_max: u64) -> 
     };
     let wrong = !sorted || torn(&rows);
     let why = wrong.then(|| format!("DISORDER: a scan of {span} returned {rows:?}"));
-    (Told::Keys(keys_of(span).into_iter().map(seen).collect()), true, first.unwrap_or_default(), why)
+    (Told::Keys(keys_of(span).into_iter().map(seen).collect()), true, router.clock().mono(), why)
 }
 
 /// Whether a scan shows one write of a batch and, at its neighbour of the same batch, something older.
