@@ -139,6 +139,14 @@ class Cluster:
             raise
         return self
 
+    def crash(self, node):
+        """What happens to a node that is to die."""
+        node.kill()
+
+    def revive(self, node):
+        """How it comes back."""
+        node.start()
+
     def _initialised(self):
         done = self.cli("init", "--host", self.nodes[0].listen, check=False)
         return done.returncode == 0

@@ -206,9 +206,9 @@ def kill_again_and_again(cluster, nodes, keys, kills, pace, progress, stop):
         found = {}
         wait_for(f"a leader of the range of {key}", lambda: found.update(store=leader_of(nodes, key)) or found["store"])
         process = by_store[found["store"]]
-        process.kill()
+        cluster.crash(process)
         stop.wait(chance.uniform(0.2, 4.0))
-        process.start()
+        cluster.revive(process)
         back = wait_for(f"node {process.number} serves again", process.serves, seconds=90)
         pace.killed()
         print(f"kill {number + 1} of {kills}: node {process.number}, serving again after {back:.1f} s", flush=True)
@@ -254,12 +254,12 @@ def verify(nodes, records, acknowledged):
     return intact, strangers
 
 
-def run(arguments, stores):
+def run(arguments, stores, cluster_at=Cluster):
     records = packages(arguments.records)
     keys = sorted(records)
     splits = [keys[len(keys) * n // (arguments.splits + 1)] for n in range(1, arguments.splits + 1)]
     print(f"{len(records)} records, {sum(map(len, records.values())) >> 20} MiB; stores in {stores}", flush=True)
-    with Cluster(stores) as cluster:
+    with cluster_at(stores) as cluster:
         nodes = flotilla_grpc.connect(cluster.addresses)
         split(nodes, splits)
         wait_for("three voters for every range", lambda: replicated(nodes[0], len(splits) + 5), 120, 0.5)
@@ -303,14 +303,18 @@ def run(arguments, stores):
     return 1 if lost else 0
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser):
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--records", type=int, default=1_000_000, help="at most so many records of the index")
     parser.add_argument("--acknowledged", type=int, default=30_000, help="fewer acknowledged records are a failure")
     parser.add_argument("--splits", type=int, default=8)
     parser.add_argument("--writers", type=int, default=8)
     parser.add_argument("--pause", type=float, default=0.005, help="seconds between two records of one writer")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options(parser)
     return enter(parser, run, "load")
 
 
