@@ -106,8 +106,9 @@ fn flip(dir: &Path, key: &[u8], to: &[u8]) {
     engine.flush().unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_holds_another_value_is_found_and_replaced() {
+/// Three nodes that compare their replicas; the third is stopped, something is done to its disk, and it starts again: the
+/// replica that it was done to is found and replaced.
+async fn is_found_and_replaced(damage: impl FnOnce(&Path)) {
     let every = Duration::from_secs(4);
     let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
     let first = node_that_checks(dirs[0].path(), &[], every).await;
@@ -117,11 +118,14 @@ async fn a_replica_that_holds_another_value_is_found_and_replaced() {
     is_member(&second).await;
     is_member(&third).await;
     let all = client(&[&first, &second]).await;
-    let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"right"));
-    eventually("a write", || async { all.put(key.clone(), value.clone()).await.ok().map(drop) }).await;
+    let value = Bytes::from(vec![7; 1000]);
+    for n in 0..200 {
+        let key = Bytes::from(format!("k{n:03}"));
+        eventually("a write", || async { all.put(key.clone(), value.clone()).await.ok().map(drop) }).await;
+    }
     let before = eventually("three voters of every range", || whole(&all)).await;
     third.stop().await.unwrap();
-    flip(dirs[2].path(), b"k", b"wrong");
+    damage(dirs[2].path());
     let third = node_that_checks(dirs[2].path(), &[&first, &second], every).await;
     is_member(&third).await;
     // Every replica that is there now was there before, but for one.
@@ -142,8 +146,16 @@ async fn a_replica_that_holds_another_value_is_found_and_replaced() {
         agree.then_some(())
     })
     .await;
-    assert_eq!(all.get(key).await.unwrap().unwrap().value, value);
+    for n in 0..200 {
+        let row = all.get(Bytes::from(format!("k{n:03}"))).await.unwrap();
+        assert_eq!(row.unwrap().value, value);
+    }
     for node in [third, second, first] {
         node.stop().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_holds_another_value_is_found_and_replaced() {
+    is_found_and_replaced(|dir| flip(dir, b"k100", b"wrong")).await;
 }

@@ -86,6 +86,7 @@ impl Auditor {
             }
             let due = memory.ranges.iter().filter(|(_, known)| known.due <= mono).min_by_key(|(_, known)| known.due);
             let Some((range, start)) = due.map(|(range, known)| (*range, known.start.clone())) else { continue };
+            tracing::debug!(%range, "a check begins");
             let pause = match self.check(&start).await {
                 Ok(Finding::Same | Finding::Wrong(_)) => self.every,
                 Ok(Finding::NoMajority) => AGAIN.min(self.every),
@@ -129,6 +130,7 @@ impl Auditor {
         let check = CheckId(rand::random());
         let deadline = self.store.clock().mono() + CHECK_TIME;
         let range = self.router.check(start, check, deadline).await?;
+        tracing::debug!(range = %range.range, %start, "a check is in the log");
         let surveys = self.surveys(&range, check, deadline).await;
         let hashes: Vec<ReplicaHash> = surveys.iter().map(|survey| survey.hash).collect();
         let finding = compare(&range, &hashes);

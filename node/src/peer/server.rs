@@ -90,7 +90,8 @@ impl Peer for PeerService {
         let answers = Arc::new(Outbox::new(ANSWERS_MAX, ANSWERS_BYTES_MAX));
         let life = answers.open();
         answers.push([RaftPart::Acknowledged { number: 0, clock_ahead: false }]);
-        let listener = RaftListener { peers: Arc::clone(&self.peers), store, caller, answers: Arc::clone(&answers) };
+        let (peers, refused) = (Arc::clone(&self.peers), false);
+        let listener = RaftListener { peers, store, caller, answers: Arc::clone(&answers), refused };
         self.peers.spawn(listener.run(frames));
         let peers = Arc::clone(&self.peers);
         let stream = stream::unfold((peers, answers, life), |(peers, answers, life)| async move {
@@ -293,10 +294,22 @@ struct RaftListener {
     store: StoreHandle,
     caller: Caller,
     answers: Arc<Outbox<RaftPart>>,
+    /// The last answer, which ends the stream, waits to be sent.
+    refused: bool,
+}
+
+/// However it ends, and a stop may end it between two lines, its dialler must hear of it: else it takes the stream for whole
+/// and this node for deaf.
+impl Drop for RaftListener {
+    fn drop(&mut self) {
+        if !self.refused {
+            self.answers.close();
+        }
+    }
 }
 
 impl RaftListener {
-    async fn run(self, mut frames: Streaming<wire::RaftFrame>) {
+    async fn run(mut self, mut frames: Streaming<wire::RaftFrame>) {
         let permits = Arc::new(Semaphore::new(REQUESTS_MAX));
         loop {
             let frame = tokio::select! {
@@ -306,12 +319,12 @@ impl RaftListener {
             // A broken stream has told its dialler already.
             let Ok(Some(frame)) = frame else { break };
             if let Err(fenced) = self.peers.still_newest(self.caller) {
+                self.refused = true;
                 self.answers.push([RaftPart::Refused(fenced)]);
                 return;
             }
             self.take(frame, &permits);
         }
-        self.answers.close();
     }
 
     fn take(&self, frame: wire::RaftFrame, permits: &Arc<Semaphore>) {

@@ -39,6 +39,7 @@ impl Fleet {
         self.sleepers.woke(range);
         self.awake.remove(&range);
         self.leaders.remove(&range);
+        let damaged = replica.group.lost().is_some();
         replica.group.lose(ctx, LossReason::Removed);
         replica.role_changed(ctx, replica.group.role(), &mut turn.effects);
         replica.give_up_waits(&mut turn.effects);
@@ -48,12 +49,13 @@ impl Fleet {
         if let Some(at) = self.wake_of.remove(&range) {
             self.wakes.remove(&(at, range));
         }
-        self.bury(&replica.state.descriptor, next, turn);
+        self.bury(&replica.state.descriptor, next, damaged, turn);
         self.lose_unborn_of(range, turn);
     }
 
-    /// One batch for all that the range has here.
-    fn bury(&mut self, descriptor: &RangeDescriptor, next: ReplicaId, turn: &mut Turn) {
+    /// One batch for all that the range has here. Nobody rewrites files that are known to be damaged: the engine would
+    /// refuse every write from then on, and take the store's other replicas with it.
+    fn bury(&mut self, descriptor: &RangeDescriptor, next: ReplicaId, damaged: bool, turn: &mut Turn) {
         let range = descriptor.range;
         for (start, end) in keys::spans(range, &descriptor.span) {
             turn.batch.delete_range(start, end);
@@ -61,7 +63,7 @@ impl Fleet {
         turn.batch.put(keys::tombstone(range), encode_replica_id(next));
         turn.acts.push(Act::RemoveLog { range });
         turn.effects.push(Effect::Flush);
-        self.closing.insert(range, Some(descriptor.span.clone()));
+        self.closing.insert(range, (!damaged).then(|| descriptor.span.clone()));
         tracing::info!(%range, %next, "the replica was removed from this store");
     }
 
@@ -79,7 +81,7 @@ impl Fleet {
             self.destroy(ctx, range, next, turn);
         } else if self.lost.get(&range).is_some_and(|lost| lost.me < next) {
             if let Some(lost) = self.lost.remove(&range) {
-                self.bury(&lost.descriptor, next, turn);
+                self.bury(&lost.descriptor, next, true, turn);
             }
         } else if self.uninit.get(&range).is_some_and(|uninit| uninit.me < next) && !self.incoming.is_arriving(range) {
             // It holds nothing and has promised nothing.
