@@ -159,8 +159,8 @@ impl Replica {
     /// When a deadline or the group wants a turn.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
-        let leads = self.group.role().role == Role::Leader;
-        let forgets = self.forgetting.next_wake().filter(|_| leads && !self.slumber.asleep);
+        // Only if it would do something then: a wake that is due and changes nothing comes again at once.
+        let forgets = self.forgetting.next_wake().filter(|_| self.group.usable() && !self.slumber.asleep);
         let group = self.group.next_wake().filter(|_| !self.slumber.asleep);
         let waits = self.waits.next_wake(self.round_patience());
         deadline

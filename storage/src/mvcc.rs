@@ -104,14 +104,12 @@ pub fn newest_at(reader: &dyn Reader, key: &Key, at: Timestamp) -> Result<Option
 /// # Errors
 /// `Uncertain`, or a read error.
 pub fn get(reader: &dyn Reader, key: &Key, window: ReadWindow) -> Result<Option<Row>, MvccError> {
-    if window.limit > window.at {
-        let newest = newest_at(reader, key, window.limit)?;
-        if let Some(version) = newest.filter(|version| version.timestamp > window.at) {
-            return Err(MvccError::Uncertain { key: key.clone(), existing: version.timestamp });
+    match newest_at(reader, key, window.limit)? {
+        Some(version) if version.timestamp > window.at => {
+            Err(MvccError::Uncertain { key: key.clone(), existing: version.timestamp })
         }
+        version => Ok(version.and_then(|version| row(key.clone(), version))),
     }
-    let version = newest_at(reader, key, window.at)?;
-    Ok(version.and_then(|version| row(key.clone(), version)))
 }
 
 /// Whether a request wrote one of a key's versions that are newer than `born_after`; newest first.
@@ -189,19 +187,14 @@ pub fn scan(
 /// What a read sees of the key whose versions the cursor stands in.
 fn see(cursor: &mut dyn Cursor, key: &Key, window: ReadWindow) -> Result<Option<Row>, MvccError> {
     let end = keys::prefix_end(&keys::version_prefix(key));
-    let mut there = cursor.seek(&keys::version(key, window.limit))? && cursor.key() < &end[..];
-    if !there {
-        return Ok(None);
-    }
-    let (_, timestamp) = decode_key(cursor.key())?;
-    if timestamp > window.at {
-        return Err(MvccError::Uncertain { key: key.clone(), existing: timestamp });
-    }
-    there = cursor.key() < &end[..];
+    let there = cursor.seek(&keys::version(key, window.limit))? && cursor.key() < &end[..];
     if !there {
         return Ok(None);
     }
     let (_, version) = decode(cursor.key(), cursor.value())?;
+    if version.timestamp > window.at {
+        return Err(MvccError::Uncertain { key: key.clone(), existing: version.timestamp });
+    }
     Ok(row(key.clone(), version))
 }
 

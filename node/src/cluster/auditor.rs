@@ -25,7 +25,7 @@ use crate::store::StoreHandle;
 /// How long one range's check may take: some hundred MiB at the rate at which stores hash.
 const CHECK_TIME: Duration = Duration::from_secs(120);
 /// How often the ranges are listed.
-const LIST_EVERY: Duration = Duration::from_secs(60);
+const LIST_EVERY: Duration = Duration::from_secs(300);
 const LIST_TIME: Duration = Duration::from_secs(20);
 /// What changed comes after so long, at most.
 const SOON: Duration = Duration::from_secs(600);

@@ -16,7 +16,7 @@ use flotilla_types::{Key, KeySpan, RangeError, RequestId, Timestamp};
 use super::{RETRY_AFTER, Replica};
 use crate::command::Command;
 use crate::event::Effect;
-use crate::raft::{Ctx, Role};
+use crate::raft::Ctx;
 
 /// How long a client may send a request again.
 const RETRY_WINDOW: Duration = Duration::from_secs(60);
@@ -152,12 +152,7 @@ impl Replica {
 
     /// Looked at once a turn of an awake leader.
     pub(crate) fn forget_finished(&mut self, ctx: &Ctx<'_>, engine: &dyn Reader, effects: &mut Vec<Effect>) {
-        if !self.forgetting.any
-            || ctx.mono < self.forgetting.look_at
-            || self.slumber.asleep
-            || self.group.role().role != Role::Leader
-            || !self.group.usable()
-        {
+        if !self.forgetting.any || ctx.mono < self.forgetting.look_at || self.slumber.asleep || !self.group.usable() {
             return;
         }
         let share = self.forgetting.share();
