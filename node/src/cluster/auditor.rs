@@ -137,11 +137,16 @@ impl Auditor {
         metrics::counter!("flotilla_range_checks_total", "found" => label(&finding)).increment(1);
         match &finding {
             Finding::Nothing => {}
-            Finding::Same => self.tell_diverged(&range, false).await,
+            // As long as one is silent, the others are not all.
+            Finding::Same if hashes.len() == range.replicas.len() => self.tell_diverged(&range, false).await,
+            Finding::Same => {}
             Finding::Wrong(wrong) => self.replace(&range, wrong, &surveys).await,
             Finding::NoMajority => {
+                let other = surveys.iter().find(|survey| survey.hash.hash != surveys[0].hash.hash);
+                let differs = other.and_then(|other| first_difference(&surveys[0].chunks, &other.chunks));
+                let differs = differs.map_or_else(String::new, |key| at(&key));
                 tracing::error!(
-                    range = %range.range, ?hashes,
+                    range = %range.range, ?hashes, differs,
                     "the replicas of a range differ and no majority says which is right: it serves nobody until a person \
                      decides (docs/operations.md)"
                 );

@@ -1,6 +1,6 @@
 //! Hashes of replicas: made in the background at a slow rate, kept for whoever asks for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_range::check::Survey;
@@ -20,8 +20,9 @@ pub(super) struct Hashes(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// The oldest checks go first when there are too many.
     results: BTreeMap<Which, Arc<Survey>>,
+    /// In the order in which they came: the oldest go first when there are too many.
+    order: VecDeque<Which>,
     waiters: Vec<(Which, oneshot::Sender<Arc<Survey>>)>,
 }
 
@@ -35,8 +36,11 @@ impl Hashes {
         let which = (check, range);
         let mut state = self.state();
         state.results.insert(which, Arc::clone(&survey));
-        if state.results.len() > RESULTS_MAX {
-            state.results.pop_first();
+        state.order.push_back(which);
+        if state.order.len() > RESULTS_MAX
+            && let Some(oldest) = state.order.pop_front()
+        {
+            state.results.remove(&oldest);
         }
         for (_, waiter) in state.waiters.extract_if(.., |(wanted, _)| *wanted == which) {
             let _ = waiter.send(Arc::clone(&survey));
@@ -60,5 +64,30 @@ impl Hashes {
             }
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::{LogIndex, ReplicaHash, ReplicaId};
+
+    use super::*;
+
+    #[test]
+    fn the_newest_results_are_kept_whatever_their_checks_are_called() {
+        let hashes = Arc::new(Hashes::default());
+        let survey = |pairs| Survey {
+            hash: ReplicaHash { replica: ReplicaId(1), applied: LogIndex(1), hash: 7, pairs },
+            chunks: Vec::new(),
+        };
+        // Names of checks are drawn: here each is smaller than all before.
+        let named = |n: u64| CheckId(u64::MAX - n);
+        for n in 0..5000 {
+            hashes.put(RangeId(1), named(n), survey(n));
+            let found = hashes.get(RangeId(1), named(n)).try_recv().unwrap();
+            assert_eq!(found.hash.pairs, n);
+        }
+        assert!(hashes.get(RangeId(1), named(0)).try_recv().is_err(), "the oldest is gone");
+        assert_eq!(hashes.state().results.len(), RESULTS_MAX);
     }
 }

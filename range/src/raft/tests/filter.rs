@@ -51,13 +51,20 @@ fn f1_without_a_promise_the_leader_is_forgotten_and_the_vote_given() {
 }
 
 #[test]
-fn f1_an_uninitialised_replica_never_votes() {
+fn f1_an_uninitialised_replica_votes_only_for_who_holds_entries() {
     let mut net = led();
     let disk = SharedDisk::default();
     disk.born(ReplicaId(4), LogPos::default());
     let d = net.nodes[&1].descriptor.clone();
     net.boot(4, &d, disk, LogPos::default(), LeaseState::default());
-    assert!(!votes(&mut net, 3, 4, 7, |_| ()));
+    assert!(!votes(&mut net, 3, 4, 7, |_| ()), "it knows no more than we do");
+    let holds = |m: &mut Message| (m.index, m.log_term) = (11, 6);
+    assert!(votes(&mut net, 3, 4, 8, holds));
+    assert_eq!(net.group(4).hard().vote, ReplicaId(3));
+    // Once in a term, as everybody.
+    let _ = votes(&mut net, 2, 4, 8, holds);
+    assert_eq!(net.group(4).hard().vote, ReplicaId(3));
+    assert_eq!(net.group(4).promise(), None);
 }
 
 #[test]
