@@ -6,12 +6,13 @@ use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::log::LogEntry;
 use flotilla_storage::mvcc;
 use flotilla_storage::state::{Applied, LeaseState, Thresholds};
-use flotilla_types::{CheckId, LogIndex, RangeDescriptor, RequestId, Term};
+use flotilla_types::{CheckId, Key, LogIndex, RangeDescriptor, RequestId, Term, TxnId};
 use protobuf::Message as _;
 use raft::eraftpb::ConfChangeV2;
 
 use crate::boot::INITIAL;
 use crate::command::Command;
+use crate::edit::Edit;
 use crate::entry::Payload;
 
 /// The replicated state of a range that application reads and moves.
@@ -44,6 +45,30 @@ pub(crate) struct Effects {
     pub(crate) split: Option<Box<Born>>,
     /// The state as of this entry is to be hashed.
     pub(crate) check: Option<CheckId>,
+    /// What happened to transactions.
+    pub(crate) txns: TxnEffects,
+}
+
+/// What an entry did to transactions.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct TxnEffects {
+    /// Locks were laid.
+    pub(crate) laid: bool,
+    /// Locks were removed.
+    pub(crate) released: Vec<(Key, TxnId)>,
+    /// Transactions that ended, under their ids or those of their intentions.
+    pub(crate) finished: Vec<TxnId>,
+}
+
+impl TxnEffects {
+    fn note(&mut self, edit: &Edit) {
+        match edit {
+            Edit::Lay { .. } => self.laid = true,
+            Edit::Release { key, txn, .. } => self.released.push((key.clone(), *txn)),
+            Edit::Finish { id, .. } => self.finished.push((*id).into()),
+            Edit::Version { .. } | Edit::Record { .. } | Edit::DropRecord { .. } => {}
+        }
+    }
 }
 
 impl State {
@@ -135,6 +160,10 @@ impl State {
                 let inside = versions.changes.iter().all(|(key, _)| self.descriptor.span.contains(key));
                 term == self.lease.term && !self.lease.ended && inside
             }
+            Command::Edit(edits) => {
+                let inside = edits.iter().all(|edit| self.descriptor.span.contains(edit.key()));
+                term == self.lease.term && !self.lease.ended && inside
+            }
             Command::Split { left, right, .. } => {
                 let fits = left.generation == self.descriptor.generation.next()
                     && self.descriptor.split(&right.span.start, right.range) == Some((left.clone(), right.clone()));
@@ -168,6 +197,12 @@ impl State {
                 }
                 if let Some((anchor, answer)) = versions.finished {
                     batch.put(keys::finished(&anchor, request), answer);
+                }
+            }
+            Command::Edit(edits) => {
+                for edit in edits {
+                    effects.txns.note(&edit);
+                    edit.apply(batch);
                 }
             }
             Command::Split { left, right, floor } => {

@@ -6,6 +6,8 @@ use flotilla_types::{
     CheckId, Key, RangeDescriptor, RecordError, RecordReader, RecordWriter, ReplicaId, RequestId, StoreId, Timestamp,
 };
 
+use crate::edit::Edit;
+
 const VERSION: u8 = 1;
 const START: u8 = 1;
 const WRITE: u8 = 2;
@@ -14,6 +16,7 @@ const CHECK: u8 = 4;
 const END: u8 = 5;
 const SPLIT: u8 = 6;
 const FORGET: u8 = 7;
+const EDIT: u8 = 8;
 
 /// One replicated command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub enum Command {
     },
     /// Writes versions.
     Write(Versions),
+    /// What a transaction changes, all or nothing.
+    Edit(Vec<Edit>),
     /// One step of a membership change. Travels in the context of the library's own entry, and nowhere else.
     ChangeReplicas {
         /// What the range becomes: one generation above what it is.
@@ -95,6 +100,10 @@ impl Command {
                 }
                 record.finish().into()
             }
+            Self::Edit(edits) => {
+                let record = record.u8(EDIT).u32(edits.len() as u32);
+                edits.iter().fold(record, |record, edit| edit.write(record)).finish().into()
+            }
             Self::ChangeReplicas { descriptor } => {
                 record.u8(CHANGE_REPLICAS).bytes(&descriptor.encode()).finish().into()
             }
@@ -125,6 +134,10 @@ impl Command {
                 Self::LeaseStart { replica, store, start: record.timestamp()? }
             }
             WRITE => Self::Write(decode_versions(&mut record)?),
+            EDIT => {
+                let count = record.u32()?;
+                Self::Edit((0..count).map(|_| Edit::read(&mut record)).collect::<Result<_, _>>()?)
+            }
             CHANGE_REPLICAS => Self::ChangeReplicas { descriptor: RangeDescriptor::decode(record.bytes()?)? },
             SPLIT => Self::Split {
                 left: RangeDescriptor::decode(record.bytes()?)?,
@@ -170,9 +183,24 @@ fn decode_versions(record: &mut RecordReader<'_>) -> Result<Versions, RecordErro
 
 #[cfg(test)]
 mod tests {
-    use flotilla_types::{Generation, KeySpan, RangeId, ReplicaDescriptor, ReplicaKind, keys};
+    use flotilla_types::{Generation, KeySpan, RangeId, ReplicaDescriptor, ReplicaKind, TxnId, keys};
 
     use super::*;
+
+    fn edits() -> Vec<Edit> {
+        let (key, txn, id) = (keys::user(b"k"), TxnId([3; 16]), RequestId([4; 16]));
+        let (timestamp, bytes) = (Timestamp { wall: 7, logical: 1 }, Bytes::from_static(b"record"));
+        let version = |value| Edit::Version { key: key.clone(), timestamp, value, request: id };
+        vec![
+            Edit::Lay { key: key.clone(), txn, shared: true, lock: bytes.clone() },
+            Edit::Release { key: key.clone(), txn, shared: false },
+            version(Some(bytes.clone())),
+            version(None),
+            Edit::Record { anchor: key.clone(), txn, record: bytes.clone() },
+            Edit::DropRecord { anchor: key.clone(), txn },
+            Edit::Finish { anchor: key.clone(), id, record: bytes },
+        ]
+    }
 
     #[test]
     fn commands_read_back_as_written_and_cut_ones_are_refused() {
@@ -191,6 +219,7 @@ mod tests {
             Command::LeaseStart { replica: ReplicaId(1), store: StoreId(2), start: timestamp },
             Command::Write(Versions { timestamp, changes: changes.clone(), finished }),
             Command::Write(Versions { timestamp, changes, finished: None }),
+            Command::Edit(edits()),
             Command::Split { left: descriptor.clone(), right: descriptor.clone(), floor: timestamp },
             Command::ChangeReplicas { descriptor },
             Command::Check { check: CheckId(9) },

@@ -10,13 +10,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::keys as physical;
-use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds};
+use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds, Version};
 use flotilla_types::{
-    BatchOp, Key, KeySpan, RangeDescriptor, RangeError, RangeReply, Read, RecordError, RecordReader, RecordWriter,
+    BatchOp, Increment, Key, KeySpan, RangeDescriptor, RangeError, RangeReply, Read, RecordError, RecordReader, RecordWriter,
     Reply, RequestId, Timestamp, Write, WriteResult,
 };
 
-use crate::command::Versions;
+use crate::command::{Command, Versions};
+use crate::edit::Edit;
+use crate::transact::Blocker;
 
 /// A client's clock may lag behind the version's by so much: ids are looked for in versions newer than birth minus this.
 const BIRTH_SLACK: Duration = Duration::from_secs(2);
@@ -43,13 +45,24 @@ impl From<RecordError> for Failed {
     }
 }
 
-/// What a write comes to.
+/// What a request comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Evaluated {
+    /// Foreign locks are in the way.
+    Blocked(Vec<Blocker>),
+    /// The answer would be a promise that needs a proof of leadership first.
+    Unproven(ReadWindow),
     /// Answer now: nothing is to be written.
     Answer(RangeReply),
     /// Propose this; answer so when it was applied.
-    Propose(Versions, RangeReply),
+    Propose(Command, RangeReply),
+}
+
+impl Evaluated {
+    /// What a transaction changes, and the answer then; the answer alone if it changes nothing.
+    pub(crate) fn edit(edits: Vec<Edit>, reply: RangeReply) -> Self {
+        if edits.is_empty() { Self::Answer(reply) } else { Self::Propose(Command::Edit(edits), reply) }
+    }
 }
 
 /// Evaluates a read.
@@ -85,6 +98,7 @@ pub(crate) fn write(reader: &dyn Reader, id: RequestId, write: &Write, floor: Ti
         Write::Delete { key } => blind(reader, id, floor, vec![(key.clone(), None)]),
         Write::Batch { ops } => batch(reader, id, floor, ops),
         Write::CompareAndSwap { key, expected, new } => swap(reader, id, floor, key, expected.as_ref(), new.as_ref()),
+        Write::Increment(Increment { key, by }) => increment(reader, id, floor, key, *by),
         Write::DeleteRange { span, keys_max } => delete_range(reader, id, floor, span, *keys_max),
         Write::PutMeta { key, descriptor } => {
             let newest = mvcc::newest(reader, key)?;
@@ -106,7 +120,8 @@ fn done(timestamp: Timestamp, result: WriteResult) -> RangeReply {
 }
 
 fn propose(timestamp: Timestamp, changes: Vec<(Key, Option<Bytes>)>, result: WriteResult) -> Evaluated {
-    Evaluated::Propose(Versions { timestamp, changes, finished: None }, done(timestamp, result))
+    let versions = Versions { timestamp, changes, finished: None };
+    Evaluated::Propose(Command::Write(versions), done(timestamp, result))
 }
 
 fn batch(reader: &dyn Reader, id: RequestId, floor: Timestamp, ops: &[BatchOp]) -> Result<Evaluated, Failed> {
@@ -185,7 +200,7 @@ fn delete_range(
     let reply = done(timestamp, WriteResult::Deleted { keys, resume: found.resume });
     let changes = found.rows.into_iter().map(|row| (row.key, None)).collect();
     let finished = Some((span.start.clone(), encode_finished(&reply, &span.end)));
-    Ok(Evaluated::Propose(Versions { timestamp, changes, finished }, reply))
+    Ok(Evaluated::Propose(Command::Write(Versions { timestamp, changes, finished }), reply))
 }
 
 /// Keeps where the piece ended. A retry may ask for a shorter piece, if the range was cut meanwhile: it then goes on behind
@@ -212,8 +227,42 @@ fn birth(id: RequestId) -> Timestamp {
 }
 
 /// When an earlier try of the request wrote the key.
-fn earlier_try(reader: &dyn Reader, key: &Key, id: RequestId) -> Result<Option<Timestamp>, Failed> {
-    Ok(mvcc::find_request(reader, key, id, birth(id).minus(BIRTH_SLACK))?.map(|version| version.timestamp))
+pub(crate) fn earlier_try(reader: &dyn Reader, key: &Key, id: RequestId) -> Result<Option<Timestamp>, Failed> {
+    Ok(earlier_version(reader, key, id)?.map(|version| version.timestamp))
+}
+
+fn earlier_version(reader: &dyn Reader, key: &Key, id: RequestId) -> Result<Option<Version>, Failed> {
+    Ok(mvcc::find_request(reader, key, id, birth(id).minus(BIRTH_SLACK))?)
+}
+
+/// A counter's value.
+pub(crate) fn number(key: &Key, value: Option<&Bytes>) -> Result<i64, Failed> {
+    let Some(value) = value else { return Ok(0) };
+    let bytes: Result<[u8; 8], _> = value[..].try_into();
+    bytes.map(i64::from_be_bytes).map_err(|_| {
+        let what = format!("{key} holds {} bytes, and a counter is 8 bytes, big-endian: set it to one first", value.len());
+        Failed::Answer(RangeError::Invalid { what })
+    })
+}
+
+/// What a counter holds after an addition.
+pub(crate) fn sum(key: &Key, value: i64, by: i64) -> Result<i64, Failed> {
+    value.checked_add(by).ok_or_else(|| {
+        let what = format!("{key} holds {value}, and adding {by} leaves the 64 bits of a counter");
+        Failed::Answer(RangeError::Invalid { what })
+    })
+}
+
+fn increment(reader: &dyn Reader, id: RequestId, floor: Timestamp, key: &Key, by: i64) -> Result<Evaluated, Failed> {
+    if let Some(version) = earlier_version(reader, key, id)? {
+        let value = number(key, version.value.as_ref())?;
+        return Ok(Evaluated::Answer(done(version.timestamp, WriteResult::Number(value))));
+    }
+    let newest = mvcc::newest(reader, key)?;
+    let timestamp = newest.as_ref().map_or(floor, |version| floor.max(version.timestamp.next()));
+    let value = sum(key, number(key, newest.and_then(|version| version.value).as_ref())?, by)?;
+    let bytes = Bytes::copy_from_slice(&value.to_be_bytes());
+    Ok(propose(timestamp, vec![(key.clone(), Some(bytes))], WriteResult::Number(value)))
 }
 
 fn above_newest(reader: &dyn Reader, key: &Key) -> Result<Timestamp, Failed> {

@@ -9,8 +9,8 @@ use flotilla_storage::SstFile;
 use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::log::LogOp;
 use flotilla_types::{
-    CheckId, Key, KeySpan, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash, ReplicaId,
-    StoreId, Timestamp,
+    CheckId, Key, KeySpan, PushResult, PushTxn, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash,
+    ReplicaId, StoreId, Timestamp,
 };
 
 use crate::message::{PeerMessage, SnapshotHeader, SnapshotId};
@@ -127,6 +127,15 @@ pub enum Event {
         /// The range that owns it, read consistently.
         current: RangeDescriptor,
     },
+    /// `Effect::Push` was answered, or given up. If the transaction has ended, its locks on the keys named were cleared.
+    Pushed {
+        /// Whose request pushed.
+        range: RangeId,
+        /// Names the push.
+        number: u64,
+        /// `None`: no answer came in time.
+        result: Option<PushResult>,
+    },
     /// The disk's watermark was passed, one way or the other.
     DiskFull(bool),
     /// The store is suspended or serves again (leases 1.4).
@@ -214,6 +223,18 @@ pub enum Effect {
         range: RangeId,
         /// Its start key.
         key: Key,
+    },
+    /// A transaction stands in the way of a request: ask the record at its anchor, bringing along who waits for the pusher.
+    /// If it has ended, clear its locks on these keys. Tell `Event::Pushed`; it may be lost: the fleet pushes again.
+    Push {
+        /// Whose request pushes.
+        range: RangeId,
+        /// Names the push.
+        number: u64,
+        /// Where the transaction stands in the way.
+        keys: Vec<Key>,
+        /// What to ask.
+        push: Box<PushTxn>,
     },
     /// The set of stores that share a range with this one changed: liveness must know.
     Peers(std::collections::BTreeSet<StoreId>),

@@ -416,6 +416,12 @@ impl Fleet {
                 }
             }
             Event::Confirmed { range, current } => self.confirmed(ctx, range, &current, turn),
+            Event::Pushed { range, number, result } => {
+                if let Some(replica) = self.replicas.get_mut(&range) {
+                    replica.pushed(ctx, number, result.as_ref(), &mut turn.effects);
+                    self.touched.insert(range);
+                }
+            }
             Event::Pinned(ranges) => self.pinned(ctx, ranges, turn),
             Event::Drain => {
                 self.draining = true;

@@ -6,10 +6,12 @@
 mod changes;
 mod end;
 mod forget;
+mod lock_waits;
 mod proposals;
 mod reads;
 mod sleep;
 mod split;
+mod transact;
 mod waits;
 
 pub(crate) use split::write_records;
@@ -34,11 +36,14 @@ use crate::latches::{Access, LatchId, Latches};
 use crate::raft::{Ctx, Group, LossReason, Refused, Role, RoleState};
 use crate::sums::Sums;
 use crate::timestamp_cache::TimestampCache;
+use crate::transact::conflicts;
 use crate::truncation::LogKeeping;
 use crate::turn::Turn;
 use forget::Forgetting;
+use lock_waits::{LockWaits, Story};
 use proposals::{BREAKS_AFTER, Proposals, Proposed};
 use sleep::Slumber;
+use transact::Transactions;
 use waits::{Held, Proof, Waits};
 
 /// Requests that may hold latches or wait for them in one range: some rounds of consensus at full speed.
@@ -50,6 +55,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// Bytes of commands in one entry, unless a single one is larger; and how many a turn evaluates before others have theirs.
 const ENTRY_BYTES: usize = 1 << 20;
 const TURN_BYTES: usize = 4 << 20;
+
+/// Asks for commands that no client would repeat under an id.
+const NOBODY: RequestId = RequestId([0; 16]);
 
 /// A replica that hears of no leader for so long asks who owns its keys.
 const ORPHANED: Duration = Duration::from_secs(60);
@@ -63,6 +71,8 @@ struct Open {
     stamp: Option<ReadWindow>,
     /// That this replica still led after it came.
     proof: Option<Proof>,
+    /// What it remembers of waiting for locks.
+    story: Story,
 }
 
 /// A replica.
@@ -78,6 +88,10 @@ pub(crate) struct Replica {
     deadlines: BTreeMap<(Duration, LatchId), ()>,
     /// Requests without latches, and answers, that wait for a clock or a proof.
     waits: Waits,
+    /// Requests without latches that wait for locks of transactions.
+    lock_waits: LockWaits,
+    /// What it remembers of transactions.
+    transactions: Transactions,
     /// Open requests that hold their latches and wait to be evaluated in the next turn.
     granted: Vec<LatchId>,
     /// Commands in the log, by the entry that carries them.
@@ -126,6 +140,8 @@ impl Replica {
             open: BTreeMap::new(),
             deadlines: BTreeMap::new(),
             waits: Waits::default(),
+            lock_waits: LockWaits::default(),
+            transactions: Transactions::default(),
             granted: Vec::new(),
             proposed: Proposals::default(),
             unusable_since: None,
@@ -167,6 +183,7 @@ impl Replica {
             .into_iter()
             .chain(self.proposed.next_deadline())
             .chain(waits)
+            .chain(self.lock_waits.next_wake())
             .chain(forgets)
             .chain(group)
             .chain(self.asks_at())
@@ -192,7 +209,7 @@ impl Replica {
             Err(error) => return effects.push(Effect::Reply { token, result: Err(error) }),
         };
         let deadline = ctx.mono + request.timeout;
-        self.sequence(spans, Open { token, request, deadline, stamp: None, proof: None });
+        self.sequence(spans, Open { token, request, deadline, stamp: None, proof: None, story: Story::default() });
     }
 
     fn sequence(&mut self, spans: Vec<(KeySpan, Access)>, open: Open) {
@@ -245,6 +262,9 @@ impl Replica {
             }
             RangeCommand::Write { .. } => vec![(span, Access::Write)],
             RangeCommand::Read { .. } | RangeCommand::Admin(_) => vec![(span, Access::Read)],
+            RangeCommand::Txn { .. } | RangeCommand::Record(_) | RangeCommand::Resolve(_) => {
+                transact::latches(&request.command, span)
+            }
         })
     }
 
@@ -301,6 +321,7 @@ impl Replica {
             self.answer(latch, Err(error), effects);
         }
         self.look_at_waits(ctx, effects);
+        self.look_at_lock_waits(ctx, effects);
     }
 
     /// Evaluates the requests that hold their latches, and proposes what they write, many in an entry. What is too much for
@@ -322,16 +343,19 @@ impl Replica {
                 continue;
             }
             self.deadlines.remove(&(open.deadline, latch));
-            let (id, write) = match &open.request.command {
-                RangeCommand::Write { id, write } => (*id, write),
+            let (id, evaluated) = match &open.request.command {
+                RangeCommand::Write { id, write } => (*id, self.evaluate(ctx, engine, *id, write)),
+                RangeCommand::Txn { header, op } => (NOBODY, self.evaluate_txn(ctx, engine, &open, header, op)),
+                RangeCommand::Record(op) => (NOBODY, self.evaluate_record(ctx, engine, &open, op)),
+                RangeCommand::Resolve(resolve) => (NOBODY, self.evaluate_resolve(ctx, engine, &open, resolve)),
                 RangeCommand::Read { .. } | RangeCommand::Admin(_) => {
                     self.read_granted(ctx, engine, latch, open, effects);
                     continue;
                 }
             };
-            let result = match self.evaluate(ctx, engine, id, write) {
-                Ok(Evaluated::Propose(versions, reply)) => {
-                    let body = Command::Write(versions).encode();
+            let result = match evaluated {
+                Ok(Evaluated::Propose(command, reply)) => {
+                    let body = command.encode();
                     if entry > 0 && entry + body.len() > ENTRY_BYTES {
                         self.propose(ctx, std::mem::take(&mut commands), std::mem::take(&mut callers), effects);
                         entry = 0;
@@ -343,6 +367,16 @@ impl Replica {
                     continue;
                 }
                 Ok(Evaluated::Answer(reply)) => Ok(reply),
+                Ok(Evaluated::Blocked(blockers)) => {
+                    self.wait_for_locks(ctx, open, blockers, effects);
+                    self.release(latch);
+                    continue;
+                }
+                Ok(Evaluated::Unproven(window)) => {
+                    self.wait_for_proof(ctx, window, open, effects);
+                    self.release(latch);
+                    continue;
+                }
                 Err(failed) => Err(self.failed(ctx, failed)),
             };
             match result {
@@ -375,12 +409,18 @@ impl Replica {
             return Err(Failed::Answer(RangeError::Invalid { what: "nothing to do".to_owned() }));
         };
         self.check_still_here(&span).map_err(Failed::Answer)?;
-        let floor = ctx.now.max(self.state.lease.start).max(self.cache.highest(&span).next());
+        if self.may_be_locked(ctx, engine)? {
+            let blockers = conflicts::of_write(engine, write)?;
+            if !blockers.is_empty() {
+                return Ok(Evaluated::Blocked(blockers));
+            }
+        }
+        let floor = ctx.now.max(self.state.lease.start).max(self.cache.floor(&span, None));
         if let Write::DeleteRange { .. } = write {
             self.check_age(id).map_err(Failed::Answer)?;
         }
         let evaluated = evaluate::write(engine, id, write, floor)?;
-        if let Evaluated::Propose(Versions { finished: Some(record), .. }, _) = &evaluated {
+        if let Evaluated::Propose(Command::Write(Versions { finished: Some(record), .. }), _) = &evaluated {
             self.remember(record).map_err(Failed::Answer)?;
         }
         if let Evaluated::Answer(reply) = evaluated {
@@ -389,7 +429,7 @@ impl Replica {
             }
             // The log orders it as well as a lease does.
             let nothing = Versions { timestamp: reply.timestamp, changes: Vec::new(), finished: None };
-            return Ok(Evaluated::Propose(nothing, reply));
+            return Ok(Evaluated::Propose(Command::Write(nothing), reply));
         }
         Ok(evaluated)
     }
@@ -412,7 +452,7 @@ impl Replica {
         let command =
             Command::LeaseStart { replica: self.me, store: self.store, start: ctx.now.max(self.max_served.next()) };
         // Nobody asked for it, and nobody will ask again.
-        let commands = vec![EntryCommand { request: RequestId([0; 16]), body: command.encode() }];
+        let commands = vec![EntryCommand { request: NOBODY, body: command.encode() }];
         let payload = Payload { term: self.group.term(), commands };
         if let Err(refused) = self.group.propose_lease_start(ctx, payload.encode(self.state.descriptor.range)) {
             tracing::debug!(range = %self.state.descriptor.range, %refused, "LeaseStart was not taken; the next turn tries again");
@@ -470,6 +510,7 @@ impl Replica {
             self.sums.applied(&self.state.applied);
             if done.lease {
                 self.cache.raise_low_water(self.state.lease.start);
+                self.transactions.markers.raise_low(self.state.lease.start);
                 self.group.note_applied_lease(ctx, &self.state.lease);
             }
             if let Some(change) = &done.conf {
@@ -480,11 +521,13 @@ impl Replica {
                 turn.batch.append(std::mem::take(&mut own));
                 turn.look(self.hash(check));
             }
+            self.txns_applied(ctx, &done.txns, &mut turn.replies);
             self.reply_applied(ctx, entry, done.accepted, &mut turn.replies);
             self.reply_changed(ctx, entry, done.accepted, &mut turn.replies);
             if let Some(child) = done.split {
                 self.cut_off = Some(child.state.descriptor.clone());
                 self.group.tell_commits_at_once(false);
+                self.disturb_lock_waits(ctx, &mut turn.replies);
                 born = Some(child);
                 break;
             }
@@ -537,6 +580,7 @@ impl Replica {
             effects.push(Effect::Reply { token: open.token, result: Err(self.not_leaseholder()) });
         }
         self.refuse_waiting_reads(effects);
+        self.transactions = Transactions::default();
         self.deadlines.clear();
         self.granted.clear();
         self.latches = Latches::default();
@@ -549,7 +593,7 @@ impl Replica {
             let error = RangeError::StoreNotServing { store: self.store, why: why.clone() };
             self.answer(latch, Err(error), effects);
         }
-        for open in self.waits.take_reads() {
+        for open in self.waits.take_reads().into_iter().chain(self.lock_waits.take()) {
             let error = RangeError::StoreNotServing { store: self.store, why: why.clone() };
             effects.push(Effect::Reply { token: open.token, result: Err(error) });
         }

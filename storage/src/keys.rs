@@ -6,13 +6,13 @@
 //! 01 range be64, z kind                replica-local      zi own replica id; never leaves the store
 //! 02 range be64                        tombstone          replica ids below are gone for good
 //! 03 enc(anchor), kind, id 16          key-local          t transaction record, f finished record
-//! 04 enc(key), kind 1, transaction 16  locks              1 exclusive, 2 shared; for the transaction layer
+//! 04 enc(key), kind 1, transaction 16  locks              1 exclusive, 2 shared
 //! 05 enc(key), !wall be64, !logical be32   versions       newest first
 //! ```
 //! `enc` writes `00` as `00 FF` and ends with `00 01`: order-preserving and prefix-free, so that suffixes never mix with
 //! longer keys and plain byte order is key order.
 
-use flotilla_types::{Key, KeySpan, RangeId, RequestId, Timestamp};
+use flotilla_types::{Key, KeySpan, RangeId, RequestId, Strength, Timestamp, TxnId};
 use thiserror::Error;
 
 const STORE: u8 = 0x00;
@@ -21,6 +21,8 @@ const TOMBSTONE: u8 = 0x02;
 const ANCHOR: u8 = 0x03;
 const LOCK: u8 = 0x04;
 const VERSION: u8 = 0x05;
+const LOCK_EXCLUSIVE: u8 = 1;
+const LOCK_SHARED: u8 = 2;
 
 /// Bytes that follow `enc(key)` in a version's key.
 pub const VERSION_SUFFIX: usize = 12;
@@ -151,7 +153,64 @@ pub fn finished(anchor: &Key, id: RequestId) -> Vec<u8> {
     key
 }
 
-/// All finished records of a range.
+/// The key of a transaction's record.
+#[must_use]
+pub fn txn_record(anchor: &Key, id: TxnId) -> Vec<u8> {
+    let mut key = encoded(ANCHOR, anchor);
+    key.push(b't');
+    key.extend_from_slice(&id.0);
+    key
+}
+
+/// Anchor and transaction of a transaction record's key.
+///
+/// # Errors
+/// It is none.
+pub fn decode_txn_record(physical: &[u8]) -> Result<(Key, TxnId), KeyError> {
+    let refused = || KeyError { expected: "a transaction's record", key: physical.to_vec() };
+    let body = physical.strip_prefix(&[ANCHOR]).ok_or_else(refused)?;
+    let (body, id) = body.split_last_chunk::<16>().ok_or_else(refused)?;
+    let key = body.strip_suffix(b"t").and_then(decode_escaped).ok_or_else(refused)?;
+    Ok((key, TxnId(*id)))
+}
+
+/// The key of a transaction's lock on a key.
+#[must_use]
+pub fn lock(key: &Key, strength: Strength, id: TxnId) -> Vec<u8> {
+    let mut physical = encoded(LOCK, key);
+    physical.push(if strength == Strength::Shared { LOCK_SHARED } else { LOCK_EXCLUSIVE });
+    physical.extend_from_slice(&id.0);
+    physical
+}
+
+/// What all locks on a key start with, and nothing else does.
+#[must_use]
+pub fn lock_prefix(key: &Key) -> Vec<u8> {
+    encoded(LOCK, key)
+}
+
+/// All locks on all keys of a span.
+#[must_use]
+pub fn lock_span(span: &KeySpan) -> PhysicalSpan {
+    (encoded(LOCK, &span.start), encoded(LOCK, &span.end))
+}
+
+/// Key and transaction of a lock's key.
+///
+/// # Errors
+/// It is none.
+pub fn decode_lock(physical: &[u8]) -> Result<(Key, TxnId), KeyError> {
+    let refused = || KeyError { expected: "a lock", key: physical.to_vec() };
+    let body = physical.strip_prefix(&[LOCK]).ok_or_else(refused)?;
+    let (body, id) = body.split_last_chunk::<16>().ok_or_else(refused)?;
+    let (kind, body) = body.split_last().ok_or_else(refused)?;
+    if !matches!(*kind, LOCK_EXCLUSIVE | LOCK_SHARED) {
+        return Err(refused());
+    }
+    Ok((decode_escaped(body).ok_or_else(refused)?, TxnId(*id)))
+}
+
+/// All finished records, and records of transactions, of a range.
 #[must_use]
 pub fn finished_span(span: &KeySpan) -> PhysicalSpan {
     (encoded(ANCHOR, &span.start), encoded(ANCHOR, &span.end))
@@ -319,6 +378,17 @@ mod tests {
             let (start, end) = version_span(&span);
             let physical = version(&key, t);
             prop_assert_eq!(start <= physical && physical < end, span.contains(&key));
+        }
+
+        #[test]
+        fn a_lock_key_says_what_it_was_made_of(key in any_key(), id in any::<[u8; 16]>(), shared in any::<bool>()) {
+            let strength = if shared { Strength::Shared } else { Strength::Intent };
+            let physical = lock(&key, strength, TxnId(id));
+            prop_assert_eq!(decode_lock(&physical), Ok((key.clone(), TxnId(id))));
+            prop_assert_eq!(filter_prefix(&physical), &lock_prefix(&key)[..]);
+            let record = txn_record(&key, TxnId(id));
+            prop_assert_eq!(decode_txn_record(&record), Ok((key, TxnId(id))));
+            prop_assert!(decode_finished(&record).is_err());
         }
 
         #[test]

@@ -9,6 +9,7 @@ mod doctor;
 pub mod engine;
 pub mod flush_mark;
 pub mod keys;
+pub mod locks;
 pub mod log;
 mod mark;
 pub mod memory;

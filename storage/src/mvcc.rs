@@ -139,6 +139,33 @@ pub fn find_request(
     Ok(None)
 }
 
+/// The first key of a span that got a version in (`after`, `upto`], and the version's timestamp.
+///
+/// # Errors
+/// A read error.
+pub fn changed_in(
+    reader: &dyn Reader,
+    span: &KeySpan,
+    after: Timestamp,
+    upto: Timestamp,
+) -> Result<Option<(Key, Timestamp)>, EngineError> {
+    let (lower, upper) = keys::version_span(span);
+    let mut cursor = reader.cursor(&lower, &upper);
+    let mut there = cursor.seek(&lower)?;
+    while there {
+        let (key, _) = decode_key(cursor.key())?;
+        let end = keys::prefix_end(&keys::version_prefix(&key));
+        if cursor.seek(&keys::version(&key, upto))? && cursor.key() < &end[..] {
+            let (_, timestamp) = decode_key(cursor.key())?;
+            if timestamp > after {
+                return Ok(Some((key, timestamp)));
+            }
+        }
+        there = cursor.seek(&end)?;
+    }
+    Ok(None)
+}
+
 /// What a scan returns at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScanBounds {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::{Key, KeySpan, RangeDescriptor, RangeId, StoreId, Term, Timestamp};
+use crate::{Key, KeySpan, RangeDescriptor, RangeId, StoreId, Term, Timestamp, TxnRefusal};
 
 /// Who acts on an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +136,9 @@ pub enum RangeError {
         /// Which range.
         range: RangeId,
     },
+    /// A transaction cannot do it as it stands.
+    #[error(transparent)]
+    Txn(#[from] TxnRefusal),
     /// The request makes no sense; sending it again is no use.
     #[error("{what}")]
     Invalid {
@@ -155,7 +158,7 @@ impl RangeError {
             | Self::RangeUnavailable { .. }
             | Self::StoreNotServing { .. }
             | Self::Overloaded { .. } => Actor::Router,
-            Self::Uncertain { .. } => Actor::Gateway,
+            Self::Uncertain { .. } | Self::Txn(_) => Actor::Gateway,
             Self::DiskFull { .. }
             | Self::FutureTimestamp { .. }
             | Self::BelowGcThreshold { .. }

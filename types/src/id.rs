@@ -145,6 +145,23 @@ sixteen_bytes! {
     RequestId, "a request id of 16 bytes (32 hex digits)"
 }
 
+sixteen_bytes! {
+    /// Names one transaction for ever. Laid out like a `RequestId`: birth, gateway instance, counter.
+    TxnId, "a transaction id of 16 bytes (32 hex digits)"
+}
+
+impl From<RequestId> for TxnId {
+    fn from(id: RequestId) -> Self {
+        Self(id.0)
+    }
+}
+
+impl From<TxnId> for RequestId {
+    fn from(id: TxnId) -> Self {
+        Self(id.0)
+    }
+}
+
 impl RequestId {
     /// Builds an id from its three parts. Only the low 48 bits of `born_ms` and `instance` are kept.
     #[must_use]

@@ -16,12 +16,13 @@ mod limits;
 mod locality;
 mod record;
 mod request;
+mod txn;
 
 pub use descriptor::{DescriptorError, RangeDescriptor, ReplicaDescriptor, ReplicaKind};
 pub use error::{Actor, RangeError};
 pub use hlc::{ClockError, Hlc, Timestamp, nanoseconds};
 pub use id::{
-    ClusterId, Generation, IdError, LogIndex, NodeId, RangeId, ReplicaId, RequestId, StoreId, StoreUuid, Term,
+    ClusterId, Generation, IdError, LogIndex, NodeId, RangeId, ReplicaId, RequestId, StoreId, StoreUuid, Term, TxnId,
 };
 pub use key::{Key, KeySpan, Keyspace, SpanError, keys};
 pub use limits::Limits;
@@ -29,5 +30,10 @@ pub use locality::{Locality, LocalityError, Tier};
 pub use record::{RecordError, RecordReader, RecordWriter};
 pub use request::{
     Admin, BatchOp, CheckId, Command, ConfTarget, RangeReply, RangeRequest, Read, ReadAt, ReplicaHash, Reply, Row,
-    ScanResult, Write, WriteResult,
+    ScanResult, TxnState, Write, WriteResult,
+};
+pub use txn::{
+    Edge, EndKind, EndTxn, FinishedTxn, HISTORY_MAX, Increment, Isolation, LockRecord, LockedBy, Outcome, OwnValue,
+    Priority, PushKind, PushResult, PushTxn, QueryTxn, RecordOp, Resolve, ResolveTarget, Seq, SeqRange, Strength,
+    TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnRecord, TxnRefusal, TxnStatus, Wait, Waiter, is_ignored,
 };

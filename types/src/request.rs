@@ -9,7 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::{Generation, Key, KeySpan, LogIndex, RangeDescriptor, RangeId, ReplicaId, RequestId, StoreId, Timestamp};
+use crate::{
+    Edge, Generation, Increment, Key, KeySpan, LogIndex, Outcome, PushResult, RangeDescriptor, RangeId, RecordOp, ReplicaId,
+    RequestId, Resolve, StoreId, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnStatus,
+};
 
 /// A request to one range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +42,18 @@ pub enum Command {
         /// What to write.
         write: Write,
     },
+    /// An operation of a transaction. Answered when the locks that it lays were applied; a repetition with the same number
+    /// changes nothing.
+    Txn {
+        /// Whose.
+        header: Box<TxnHeader>,
+        /// What.
+        op: TxnOp,
+    },
+    /// A request to a transaction's record.
+    Record(Box<RecordOp>),
+    /// Clears locks of a transaction that has ended.
+    Resolve(Box<Resolve>),
     /// Changes the range itself.
     Admin(Admin),
 }
@@ -115,6 +130,8 @@ pub enum Write {
         /// At most so many keys; at least 1.
         keys_max: u64,
     },
+    /// Adds to a counter.
+    Increment(Increment),
     /// Records a descriptor under its meta key unless a newer one is there already. Used by ranges to keep the
     /// addressing records true; idempotent.
     PutMeta {
@@ -230,6 +247,8 @@ pub enum WriteResult {
         /// The value it met.
         actual: Option<Bytes>,
     },
+    /// A counter's value after the addition.
+    Number(i64),
     /// A piece of a range delete.
     Deleted {
         /// How many keys were removed.
@@ -270,8 +289,56 @@ pub enum Reply {
     Scan(ScanResult),
     /// To `Command::Write`.
     Write(WriteResult),
+    /// To `Command::Txn`.
+    Txn {
+        /// What was read or done.
+        answer: TxnAnswer,
+        /// The transaction commits at or above, if it laid locks.
+        locked: Option<Timestamp>,
+    },
+    /// To `RecordOp::End`, and to a repetition of one that is past: the record's word.
+    Ended(Outcome),
+    /// To `RecordOp::Heartbeat`: the transaction may go on.
+    Alive,
+    /// To `RecordOp::Push`.
+    Pushed(PushResult),
+    /// To `RecordOp::Query`.
+    Queried {
+        /// `None`: no record, and none can come any more, so that what became of it is not known here.
+        status: Option<TxnState>,
+        /// Who waits for it, as far as is known here.
+        edges: Vec<Edge>,
+    },
+    /// To `RecordOp::Collect`.
+    Collected,
+    /// To `Command::Resolve`: where to go on, if the span holds more.
+    Resolved {
+        /// The first key that was not looked at.
+        resume: Option<Key>,
+    },
     /// To `Command::Admin`: the descriptors that resulted, left before right after a split.
     Admin(Vec<RangeDescriptor>),
+}
+
+/// What a record says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TxnState {
+    /// It has not ended. `recorded`: there is a record already.
+    Open {
+        /// Whether there is a record.
+        recorded: bool,
+    },
+    /// It has ended.
+    Ended(Outcome),
+}
+
+impl From<TxnStatus> for TxnState {
+    fn from(status: TxnStatus) -> Self {
+        match status {
+            TxnStatus::Pending => Self::Open { recorded: true },
+            TxnStatus::Committed(at) => Self::Ended(Outcome::Committed { at }),
+        }
+    }
 }
 
 impl Command {
@@ -282,6 +349,9 @@ impl Command {
             Self::Read { read: Read::Get { key }, .. } => Some(KeySpan::point(key.clone())),
             Self::Read { read: Read::Scan { span, .. }, .. } => Some(span.clone()),
             Self::Write { write, .. } => write.span(),
+            Self::Txn { op, .. } => Some(op.span()),
+            Self::Record(op) => Some(op.span()),
+            Self::Resolve(resolve) => resolve.span(),
             Self::Admin(_) => None,
         }
     }
@@ -295,6 +365,7 @@ impl Write {
             Self::Put { key, .. }
             | Self::Delete { key }
             | Self::CompareAndSwap { key, .. }
+            | Self::Increment(Increment { key, .. })
             | Self::PutMeta { key, .. } => Some(KeySpan::point(key.clone())),
             Self::DeleteRange { span, .. } => Some(span.clone()),
             Self::Batch { ops } => {

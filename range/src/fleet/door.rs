@@ -1,6 +1,6 @@
 //! What a store refuses before any range looks at it.
 
-use flotilla_types::{BatchOp, Command, RangeError, RangeRequest, Write, keys};
+use flotilla_types::{BatchOp, Command, Increment, Key, RangeError, RangeRequest, TxnOp, Write, keys};
 
 use super::Fleet;
 
@@ -19,11 +19,26 @@ impl Fleet {
 
 /// Whether it makes the applications' data grow. Deletes pass: they are how a person makes room.
 fn adds_data(command: &Command) -> bool {
-    let Command::Write { write, .. } = command else { return false };
+    let write = match command {
+        Command::Write { write, .. } => write,
+        Command::Txn { op, .. } => return locks_for_data(op).is_some_and(|key| *key >= keys::SQL),
+        _ => return false,
+    };
     let key = match write {
         Write::Put { key, .. } | Write::CompareAndSwap { key, new: Some(_), .. } => Some(key),
+        Write::Increment(Increment { key, .. }) => Some(key),
         Write::Batch { ops } => ops.iter().find(|op| matches!(op, BatchOp::Put { .. })).map(BatchOp::key),
         _ => None,
     };
     key.is_some_and(|key| *key >= keys::SQL)
+}
+
+/// The key that an operation of a transaction gives a value to.
+fn locks_for_data(op: &TxnOp) -> Option<&Key> {
+    match op {
+        TxnOp::Write { key, value: Some(_) }
+        | TxnOp::CompareAndSet { key, new: Some(_), .. }
+        | TxnOp::Increment(Increment { key, .. }) => Some(key),
+        _ => None,
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::keys;
-use flotilla_types::{Key, KeySpan, RangeError, RequestId, Timestamp};
+use flotilla_types::{FinishedTxn, Key, KeySpan, RangeError, RequestId, Timestamp};
 
 use super::{RETRY_AFTER, Replica};
 use crate::command::Command;
@@ -116,7 +116,7 @@ impl Forgetting {
                 return Ok(page);
             }
             if let Ok((anchor, id)) = keys::decode_finished(cursor.key()) {
-                if id.born_ms() < born_below_ms {
+                if id.born_ms() < born_below_ms && ended_below(cursor.value(), born_below_ms) {
                     page.old.push((anchor, id));
                 } else {
                     self.passed.add(cursor.key().len() + cursor.value().len());
@@ -127,6 +127,15 @@ impl Forgetting {
         page.next = there.then(|| cursor.key().to_vec());
         Ok(page)
     }
+}
+
+/// Whether a finished record is that of a transaction that ended below, or of a request, which ends when it is born. What
+/// cannot be read stays.
+fn ended_below(record: &[u8], floor_ms: u64) -> bool {
+    if !FinishedTxn::is_one(record) {
+        return true;
+    }
+    FinishedTxn::decode(record).is_ok_and(|finished| finished.end.wall / 1_000_000 < floor_ms)
 }
 
 impl Replica {

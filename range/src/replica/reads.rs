@@ -9,9 +9,11 @@
 
 use std::time::Duration;
 
-use flotilla_storage::engine::Reader;
+use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::mvcc::ReadWindow;
-use flotilla_types::{Command as RangeCommand, KeySpan, LogIndex, RangeError, RangeReply, ReadAt, Timestamp};
+use flotilla_types::{
+    Command as RangeCommand, Key, KeySpan, LockRecord, LogIndex, RangeError, RangeReply, Read, ReadAt, Reply, Timestamp, TxnId,
+};
 
 use super::waits::{Due, Held, Proof};
 use super::{OPEN_MAX, Open, RETRY_AFTER, Replica};
@@ -19,6 +21,8 @@ use crate::evaluate::{self, Failed};
 use crate::event::Effect;
 use crate::latches::LatchId;
 use crate::raft::Ctx;
+use crate::transact::conflicts::{self, Passes};
+use crate::transact::{Blocker, ops};
 
 /// How often a read of the present is redone at a version that may have been acknowledged before it began.
 const REDONE_MAX: u32 = 16;
@@ -31,7 +35,7 @@ impl Replica {
     }
 
     /// Leases 6.1 step 6, or what stands in its place after a proof.
-    fn may_serve(&mut self, ctx: &Ctx<'_>, window: ReadWindow, proof: Option<Proof>) -> bool {
+    pub(super) fn may_serve(&mut self, ctx: &Ctx<'_>, window: ReadWindow, proof: Option<Proof>) -> bool {
         let term = self.group.term();
         window.limit < self.group.lease_until(ctx)
             || proof.is_some_and(|proof| proof.term == term && window.at < proof.before)
@@ -81,22 +85,27 @@ impl Replica {
         if window.at > ctx.now.plus(self.group.max_offset()).max(self.state.lease.start) {
             return Err(RangeError::FutureTimestamp { timestamp: window.at });
         }
+        let locked = self.may_be_locked(ctx, engine).map_err(|failed| self.failed(ctx, failed))?;
         let mut redone = 0;
         loop {
             if !self.may_serve(ctx, window, open.proof) {
                 open.stamp = Some(window);
-                if window.at > ctx.now {
-                    effects.push(Effect::Count("flotilla_reads_awaiting_clock_total", 1));
-                    self.waits.until(window.at, open);
-                } else {
-                    effects.push(Effect::Count("flotilla_reads_by_index_total", 1));
-                    self.waits.unproven(open);
-                }
+                self.wait_for_proof(ctx, window, open, effects);
                 return Ok(None);
             }
+            let result = evaluate::read(engine, &read, window);
+            if locked {
+                let blockers = blockers(engine, &read, result.as_ref().ok(), window, &open.story.passes);
+                let blockers = blockers.map_err(|failed| self.failed(ctx, failed.into()))?;
+                if !blockers.is_empty() {
+                    open.stamp = Some(window);
+                    self.wait_for_locks(ctx, open, blockers, effects);
+                    return Ok(None);
+                }
+            }
             // Entered before it is answered, and also if it fails: an error tells something too.
-            self.entered(&span, window.at);
-            match evaluate::read(engine, &read, window) {
+            self.entered(&span, window.at, None);
+            match result {
                 Err(Failed::Answer(RangeError::Uncertain { existing, .. }))
                     if matches!(at, ReadAt::Leaseholder) && redone < REDONE_MAX =>
                 {
@@ -110,9 +119,20 @@ impl Replica {
         }
     }
 
+    /// It waits for its clock, or for a proof of leadership.
+    pub(super) fn wait_for_proof(&mut self, ctx: &Ctx<'_>, window: ReadWindow, open: Open, effects: &mut Vec<Effect>) {
+        if window.at > ctx.now {
+            effects.push(Effect::Count("flotilla_reads_awaiting_clock_total", 1));
+            self.waits.until(window.at, open);
+        } else {
+            effects.push(Effect::Count("flotilla_reads_by_index_total", 1));
+            self.waits.unproven(open);
+        }
+    }
+
     /// A read of a span at a timestamp is answered now: nobody writes at or below it any more (leases 3.8).
-    fn entered(&mut self, span: &KeySpan, at: Timestamp) {
-        self.cache.read(span, at);
+    pub(super) fn entered(&mut self, span: &KeySpan, at: Timestamp, owner: Option<TxnId>) {
+        self.cache.read(span, at, owner);
         self.max_served = self.max_served.max(at);
     }
 
@@ -123,7 +143,7 @@ impl Replica {
         let window = ReadWindow { at, limit: at.plus(self.group.max_offset()) };
         let served = self.may_serve(ctx, window, None);
         if served {
-            self.entered(span, at);
+            self.entered(span, at, None);
         }
         served
     }
@@ -184,16 +204,17 @@ impl Replica {
     }
 
     /// Starts again at admission: the range may have been cut, and latches may have appeared.
-    fn again(&mut self, ctx: &Ctx<'_>, open: Open, effects: &mut Vec<Effect>) {
+    pub(super) fn again(&mut self, ctx: &Ctx<'_>, open: Open, effects: &mut Vec<Effect>) {
         match self.admit(ctx, &open.request) {
             Ok(spans) => self.sequence(spans, open),
             Err(error) => effects.push(Effect::Reply { token: open.token, result: Err(error) }),
         }
     }
 
-    /// Reads that wait are not served here any more.
+    /// Reads that wait are not served here any more, and neither is who waits for locks.
     pub(super) fn refuse_waiting_reads(&mut self, effects: &mut Vec<Effect>) {
-        let reads = self.waits.take_reads();
+        let mut reads = self.waits.take_reads();
+        reads.extend(self.lock_waits.take());
         self.refuse_reads(reads, effects);
     }
 
@@ -216,10 +237,28 @@ impl Replica {
 
     /// Whether another read may wait.
     pub(super) fn check_room(&self) -> Result<(), RangeError> {
-        if self.latches.len() + self.waits.len() >= OPEN_MAX {
+        if self.latches.len() + self.waits.len() + self.lock_waits.len() >= OPEN_MAX {
             return Err(RangeError::Overloaded { queue: "the range's latches".into(), retry_after: RETRY_AFTER });
         }
         Ok(())
+    }
+}
+
+/// The locks in the way of a read without a transaction; of a scan, within what it has seen.
+fn blockers(
+    engine: &dyn Reader,
+    read: &Read,
+    reply: Option<&RangeReply>,
+    window: ReadWindow,
+    passes: &Passes,
+) -> Result<Vec<Blocker>, EngineError> {
+    let judge = |key: &Key, lock: &LockRecord| conflicts::of_read(key, lock, window, None, passes);
+    match (read, reply.map(|reply| &reply.reply)) {
+        (Read::Get { key }, _) => conflicts::on_key(engine, key, judge),
+        (Read::Scan { span, reverse, .. }, Some(Reply::Scan(result))) => {
+            conflicts::in_span(engine, &ops::covered(span, *reverse, result.resume.as_ref()), judge)
+        }
+        (Read::Scan { .. }, _) => Ok(Vec::new()),
     }
 }
 

@@ -51,6 +51,7 @@ impl Replica {
     fn is_unoccupied(&self) -> bool {
         self.open.is_empty()
             && self.waits.is_empty()
+            && self.lock_waits.is_empty()
             && self.proposed.is_empty()
             && self.changing.is_empty()
             && self.heir.is_none()
@@ -115,6 +116,7 @@ impl Replica {
             && self.group.at_rest()
             && self.open.is_empty()
             && self.waits.is_empty()
+            && self.lock_waits.is_empty()
     }
 
     /// The crew that a sleeping leader rests on, ascending by store.

@@ -29,7 +29,8 @@ impl Replica {
         };
         self.check_usable()?;
         let (_, right) = self.halves(*generation, key, *right)?;
-        Ok(vec![(right.span, Access::Write)])
+        // Records are latched beside the keys: none of the right half may change meanwhile.
+        Ok(vec![(right.span, Access::Write), (super::transact::all_records(), Access::Write)])
     }
 
     /// What the range would become.
