@@ -3,8 +3,10 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use flotilla_types::{ClockError, Key, RangeDescriptor, RangeId, StoreId, Timestamp};
+use flotilla_types::{ClockError, Key, LockedBy, RangeDescriptor, RangeId, StoreId, Timestamp, TxnId};
 use thiserror::Error;
+
+use crate::TxnHandle;
 
 /// Why a request was not answered. Unless it is `Ambiguous`, nothing was done and nothing will be; of a `delete_range`,
 /// which is done piece by piece, this holds for the piece that failed.
@@ -84,6 +86,48 @@ pub enum KvError {
     Diverged {
         /// Which range.
         range: RangeId,
+    },
+    /// The transaction met others in a way that it cannot go on from; nothing of it remains. Begin it again.
+    #[error("the transaction must be tried again: {why}")]
+    RetryTxn {
+        /// What it met.
+        why: String,
+        /// On which key, if on one.
+        key: Option<Key>,
+        /// Which transaction, if it is known.
+        other: Option<TxnId>,
+    },
+    /// The transaction was aborted by others, or its coordinator was not heard of for too long. Begin it again.
+    #[error("the transaction was aborted: {why}")]
+    TxnAborted {
+        /// What happened.
+        why: String,
+    },
+    /// A lock is held by another transaction, and the request did not want to wait, or not any longer. Nothing was done.
+    #[error("{} is locked by transaction {}", .0.key, .0.holder)]
+    Locked(LockedBy),
+    /// Another transaction has done the same intention.
+    #[error("it was done already, at {at}")]
+    AlreadyCommitted {
+        /// When.
+        at: Timestamp,
+    },
+    /// An earlier step of the transaction failed: only a rollback is possible.
+    #[error("an earlier step of the transaction failed: roll back, to a savepoint or wholly")]
+    TxnFailed,
+    /// The transaction holds more than one may.
+    #[error("the transaction is too large: {what}")]
+    TxnTooLarge {
+        /// Which bound was passed, and which setting moves it.
+        what: String,
+    },
+    /// Whether the transaction was committed is not known here; the handle finds out.
+    #[error("whether transaction {} was committed is not known: {why}", .handle.id)]
+    CommitUnknown {
+        /// What to ask with.
+        handle: Box<TxnHandle>,
+        /// What happened.
+        why: String,
     },
     /// No range has the id.
     #[error("there is no range {range}")]

@@ -29,11 +29,15 @@ mod read;
 mod replicas;
 mod router;
 mod send;
+mod txn;
 mod write;
 
 pub use admin::Halves;
 pub use error::KvError;
-pub use ports::{Clock, SendError, Transport};
+pub use ports::{Clock, SendError, Tasks, Transport};
 pub use read::{GetAnswer, ScanChunk, ScanRequest};
 pub use router::{Router, RouterConfig};
+pub use txn::{
+    Compare, Committed, OneShot, Savepoint, Txn, TxnHandle, TxnOptions, TxnResult,
+};
 pub use write::DeleteAnswer;

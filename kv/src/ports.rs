@@ -33,6 +33,13 @@ pub enum SendError {
     Lost(String),
 }
 
+/// Who carries out what goes on after the caller was answered: heartbeats, clean-up. Every task ends by itself in bounded
+/// time.
+pub trait Tasks: Send + Sync + 'static {
+    /// Runs a task until it ends or the node stops.
+    fn spawn(&self, task: BoxFuture<'static, ()>);
+}
+
 /// The node's time.
 pub trait Clock: Send + Sync + 'static {
     /// A reading of the hybrid logical clock that may leave the node.
@@ -40,6 +47,9 @@ pub trait Clock: Send + Sync + 'static {
     /// # Errors
     /// The clock may not be read at this moment: the log disk is stalled, or the store just started.
     fn now(&self) -> Result<Timestamp, ClockError>;
+
+    /// The node's wall clock, as far as it can be read: what other nodes' clocks are compared with.
+    fn physical(&self) -> Timestamp;
 
     /// Monotonic time since some fixed moment; deadlines are given in it.
     fn mono(&self) -> Duration;

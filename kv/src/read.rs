@@ -91,7 +91,7 @@ impl Router {
                 Ok(chunk) if chunk.resume.is_none() => return Ok(chunk),
                 Err(Failed::Uncertain(existing)) if existing <= limit => timestamp = existing.max(timestamp.next()),
                 Ok(_) | Err(Failed::Uncertain(_)) => break,
-                Err(Failed::Kv(error)) => return Err(error),
+                Err(failed) => return Err(failed.into()),
             }
         }
         self.wait_for(limit, deadline).await?;
@@ -211,7 +211,7 @@ impl Router {
 }
 
 /// Where a scan of a span begins.
-fn begin(request: &ScanRequest, span: &KeySpan) -> Place {
+pub(crate) fn begin(request: &ScanRequest, span: &KeySpan) -> Place {
     if request.reverse { Place::Below(span.end.clone()) } else { Place::Of(span.start.clone()) }
 }
 
@@ -221,7 +221,7 @@ fn piece(request: &ScanRequest, span: &KeySpan, at: ReadAt, rows_max: u64, bytes
 }
 
 /// Where a scan goes on after a piece that was read to its end.
-fn after(piece: &KeySpan, rest: &KeySpan, reverse: bool) -> Option<Key> {
+pub(crate) fn after(piece: &KeySpan, rest: &KeySpan, reverse: bool) -> Option<Key> {
     if reverse {
         (piece.start > rest.start).then(|| piece.start.clone())
     } else {
@@ -235,7 +235,7 @@ fn weight(row: &Row) -> u64 {
 
 /// Takes rows off the end until the chunk is within its bytes; the first row stays. A range stops *after* the row that
 /// passes the bound.
-fn trim(chunk: &mut ScanChunk, request: &ScanRequest) {
+pub(crate) fn trim(chunk: &mut ScanChunk, request: &ScanRequest) {
     let mut bytes: u64 = chunk.rows.iter().map(weight).sum();
     while bytes > request.bytes_max && chunk.rows.len() > 1 {
         let Some(row) = chunk.rows.pop() else { return };

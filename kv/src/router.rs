@@ -9,7 +9,7 @@ use flotilla_types::RequestId;
 use crate::backoff::Dice;
 use crate::cache::RangeCache;
 use crate::replicas::Replicas;
-use crate::{Clock, KvError, Transport};
+use crate::{Clock, KvError, Tasks, Transport};
 
 /// Settings of a router. The defaults suit a cluster over several datacenters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub struct Router {
 pub(crate) struct Shared {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tasks: Arc<dyn Tasks>,
     pub(crate) config: RouterConfig,
     pub(crate) cache: RangeCache,
     pub(crate) replicas: Replicas,
@@ -62,11 +63,17 @@ pub(crate) struct Shared {
 impl Router {
     /// A router that knows nothing yet.
     #[must_use]
-    pub fn new(transport: Arc<dyn Transport>, clock: Arc<dyn Clock>, config: RouterConfig) -> Self {
+    pub fn new(
+        transport: Arc<dyn Transport>,
+        clock: Arc<dyn Clock>,
+        tasks: Arc<dyn Tasks>,
+        config: RouterConfig,
+    ) -> Self {
         let dice = Dice::new(config.seed);
         let replicas = Replicas::default();
         let cache = RangeCache::default();
-        Self { shared: Arc::new(Shared { transport, clock, config, cache, replicas, dice, made: AtomicU32::new(0) }) }
+        let made = AtomicU32::new(0);
+        Self { shared: Arc::new(Shared { transport, clock, tasks, config, cache, replicas, dice, made }) }
     }
 
     /// A fresh request id, born now.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_types::{
-    Command, Key, RangeDescriptor, RangeError, RangeReply, RangeRequest, Reply, StoreId, WriteResult,
+    Command, Key, RangeDescriptor, RangeError, RangeReply, RangeRequest, Reply, StoreId, TxnRefusal, WriteResult,
 };
 use futures::future::{Either, select};
 use smallvec::SmallVec;
@@ -49,6 +49,8 @@ pub(crate) enum Failed {
     Kv(KvError),
     /// The read met a version above its timestamp.
     Uncertain(flotilla_types::Timestamp),
+    /// A transaction cannot do it as it stands.
+    Refused(TxnRefusal),
 }
 
 impl From<KvError> for Failed {
@@ -63,6 +65,14 @@ impl From<Failed> for KvError {
             Failed::Kv(error) => error,
             // Only reads at a gateway's timestamp are answered so, and their layer restarts them.
             Failed::Uncertain(at) => Self::FutureTimestamp { timestamp: at },
+            Failed::Refused(TxnRefusal::LockHeld(by) | TxnRefusal::LockTimeout(by)) => Self::Locked(by),
+            Failed::Refused(TxnRefusal::AlreadyCommitted { at }) => Self::AlreadyCommitted { at },
+            Failed::Refused(TxnRefusal::Aborted) => Self::TxnAborted { why: TxnRefusal::Aborted.to_string() },
+            Failed::Refused(refusal) => Self::RetryTxn {
+                why: refusal.to_string(),
+                key: refusal.key().cloned(),
+                other: if let TxnRefusal::RefreshFailed { other, .. } = refusal { other } else { None },
+            },
         }
     }
 }
@@ -316,6 +326,12 @@ impl Router {
                 // The admin layer looks at the present descriptor itself, and knows what a repeat leaves behind.
                 Next::Fail(KvError::GenerationMismatch { current }.into())
             }
+            RangeError::Txn(TxnRefusal::LockTimeout(by)) => {
+                // It ends with the attempt's time, which is shorter than the caller's.
+                attempts.last = Some(KvError::Locked(by));
+                Next::Route
+            }
+            RangeError::Txn(refusal) => Next::Fail(Failed::Refused(refusal)),
             RangeError::DiskFull { store } => attempts.refused(KvError::DiskFull { store }),
             RangeError::FutureTimestamp { timestamp } => attempts.refused(KvError::FutureTimestamp { timestamp }),
             RangeError::BelowGcThreshold { timestamp, threshold } => {

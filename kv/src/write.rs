@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flotilla_types::{Command, Key, KeySpan, RangeDescriptor, Reply, RequestId, Timestamp, Write, WriteResult};
 
-use crate::send::{Cut, Place};
+use crate::send::{Cut, Failed, Place};
 use crate::{KvError, Router};
 
 /// Keys that one piece of a range delete removes: bounds the entry in the log.
@@ -25,10 +25,10 @@ pub struct DeleteAnswer {
 }
 
 impl Router {
-    /// Writes in one range. The same id on every retry, also by the caller after `Ambiguous`, makes it take effect once.
+    /// Writes, all or nothing; a batch may touch several ranges. The same id on every retry, also by the caller after `Ambiguous`, makes it take effect once.
     ///
     /// # Errors
-    /// See `KvError`; `CrossesRanges` for a batch whose keys lie in more than one range.
+    /// See `KvError`.
     pub async fn write(
         &self,
         id: RequestId,
@@ -45,7 +45,14 @@ impl Router {
                 Cut::Refuse(KvError::CrossesRanges { boundary: owner.span.end.clone() })
             }
         };
-        let (reply, _) = self.send(&Place::Of(span.start.clone()), deadline, cut).await?;
+        let sent = self.send(&Place::Of(span.start.clone()), deadline, cut).await;
+        let crosses = matches!(sent, Err(Failed::Kv(KvError::CrossesRanges { .. })));
+        if let Write::Batch { ops } = &write
+            && crosses
+        {
+            return Ok((WriteResult::Done, self.batch_over_ranges(id, ops, deadline).await?));
+        }
+        let (reply, _) = sent?;
         Ok((written(reply.reply)?, reply.timestamp))
     }
 

@@ -27,6 +27,7 @@ mod run;
 mod suspicion;
 mod time;
 mod trace;
+mod transactions;
 mod transport;
 mod verify;
 mod world;

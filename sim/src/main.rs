@@ -34,6 +34,8 @@ struct Args {
 struct Totals {
     failed: u64,
     operations: u64,
+    transactions: u64,
+    committed: u64,
     virtual_time: Duration,
     counts: BTreeMap<&'static str, u64>,
 }
@@ -69,7 +71,12 @@ fn main() -> ExitCode {
         println!("{count:>12}  {what}");
     }
     let (failed, operations, time) = (totals.failed, totals.operations, totals.virtual_time.as_secs());
-    println!("result seeds={} failed={failed} operations={operations} virtual_seconds={time}", args.seeds);
+    let (transactions, committed) = (totals.transactions, totals.committed);
+    println!(
+        "result seeds={} failed={failed} operations={operations} virtual_seconds={time} transactions={transactions} \
+         committed={committed}",
+        args.seeds
+    );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -78,6 +85,8 @@ fn main() -> ExitCode {
 fn take(totals: &Mutex<Totals>, report: &Report, seconds: u64) {
     let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     totals.operations += report.operations;
+    totals.transactions += report.transactions.0;
+    totals.committed += report.transactions.1;
     totals.virtual_time += report.virtual_time;
     for (what, count) in &report.counts {
         *totals.counts.entry(what).or_default() += count;

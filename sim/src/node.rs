@@ -22,7 +22,7 @@ use flotilla_storage::keys;
 use flotilla_storage::log::{LogEntry, LogOp, LogStore, ReadLogError};
 use flotilla_storage::memory_log::MemoryLog;
 use flotilla_types::{
-    CheckId, Key, LogIndex, RangeDescriptor, RangeError, RangeId, RangeReply, ReplicaHash, StoreId, Timestamp,
+    CheckId, Key, LogIndex, PushTxn, RangeDescriptor, RangeError, RangeId, RangeReply, ReplicaHash, StoreId, Timestamp,
 };
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -48,6 +48,12 @@ pub(crate) enum Want {
     Answer { token: Token, sent: Timestamp, result: Result<RangeReply, RangeError> },
     Lead(RangeDescriptor),
     Confirm(RangeId, Key),
+    Push {
+        range: RangeId,
+        number: u64,
+        keys: Vec<Key>,
+        push: Box<PushTxn>,
+    },
     Lost { range: RangeId, why: String },
     Count(&'static str, u64),
     Later(Duration, Work),
@@ -175,10 +181,10 @@ impl Host {
         let phase = Duration::from_millis(env.random.random_range(0..500));
         let liveness = Liveness::restore(TIMES, boot, phase, &log.metas(), now).map_err(|why| why.to_string())?;
         let clock = Arc::new(NodeClock::new(Arc::clone(time), Arc::clone(&self.wall), liveness.bound()));
-        let transport = SimTransport { gateway: self.store, outbox: outbox.clone() };
+        let transport = Arc::new(SimTransport { gateway: self.store, outbox: outbox.clone() });
         let kv_clock: Arc<dyn flotilla_kv::Clock> = clock.clone();
         let config = RouterConfig { seed: env.random.random(), ..RouterConfig::default() };
-        let router = Router::new(Arc::new(transport), kv_clock, config);
+        let router = Router::new(Arc::clone(&transport) as _, kv_clock, transport, config);
         let suspicion = Suspicion::new(clock.physical(), env.time);
         let view = liveness.view(Timestamp::ZERO);
         self.node = Some(Node {
@@ -304,6 +310,9 @@ impl Host {
                 Effect::Reply { token, result } => env.wants.push(Want::Answer { token, sent, result }),
                 Effect::Lead { descriptor } => env.wants.push(Want::Lead(descriptor)),
                 Effect::Confirm { range, key } => env.wants.push(Want::Confirm(range, key)),
+                Effect::Push { range, number, keys, push } => {
+                    env.wants.push(Want::Push { range, number, keys, push });
+                }
                 Effect::Lost { range, why } => env.wants.push(Want::Lost { range, why }),
                 Effect::Count(what, by) => env.wants.push(Want::Count(what, by)),
                 Effect::Flush => {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flotilla_check::{Operation, Outcome};
-use flotilla_types::{RangeId, StoreId, nanoseconds};
+use flotilla_types::{Isolation, Key, RangeId, StoreId, nanoseconds};
 use rand::Rng;
 
 use crate::clients::{Answers, Ended, Op, SETTLED, draw, in_doubt, key, perform};
@@ -13,10 +13,13 @@ use crate::driver::Driver;
 use crate::faults::{self, Fault, Profile};
 use crate::history::{History, Told};
 use crate::time::lock;
+use crate::transactions::{self, Fate};
 use crate::world::World;
 
 /// One more reads everything at the end.
 const CLIENTS: usize = 6;
+/// Clients that run transactions.
+const TRANSACTORS: usize = 4;
 /// A run of a minute or more goes on until so many operations were answered.
 const OPERATIONS_MIN: u64 = 500;
 
@@ -38,6 +41,8 @@ pub struct Report {
     pub failures: Vec<String>,
     /// Operations that were answered.
     pub operations: u64,
+    /// Transactions that ended, and how many of them are committed.
+    pub transactions: (u64, u64),
     /// How long the cluster lived.
     pub virtual_time: Duration,
     /// How often each fault and each rare branch occurred.
@@ -54,6 +59,10 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq)]
 enum Plan {
     Client(usize),
+    /// A client begins a transaction.
+    Transact(usize),
+    /// What became of transactions whose clients were not told.
+    Settle,
     Fault,
     Damage,
     /// The placement driver looks.
@@ -70,6 +79,9 @@ struct Open {
     op: Op,
 }
 
+/// A transaction under way: its gateway, the gateway's start, its place in the log.
+type OpenTxn = (StoreId, u32, usize);
+
 /// A seed under way.
 pub(crate) struct Run {
     pub(crate) world: World,
@@ -78,6 +90,10 @@ pub(crate) struct Run {
     next_plan: u64,
     clients: Vec<Option<Open>>,
     answers: Answers,
+    transacting: Vec<Option<OpenTxn>>,
+    txns: transactions::Log,
+    /// Cuts that are still to be made for the transactions.
+    cuts: Vec<Key>,
     history: History,
     operations: u64,
     ops_made: u64,
@@ -127,6 +143,9 @@ impl Run {
             next_plan: 0,
             clients: (0..=CLIENTS).map(|_| None).collect(),
             answers: Arc::new(Mutex::new(Vec::new())),
+            transacting: vec![None; TRANSACTORS],
+            txns: Arc::default(),
+            cuts: transactions::cuts(),
             history: History::default(),
             operations: 0,
             ops_made: 0,
@@ -140,8 +159,12 @@ impl Run {
         for client in 0..CLIENTS {
             run.plan(Duration::from_millis(500 + client as u64), Plan::Client(client));
         }
+        for client in 0..TRANSACTORS {
+            run.plan(Duration::from_millis(700 + client as u64), Plan::Transact(client));
+        }
+        run.plan(Duration::from_secs(2), Plan::Settle);
         run.plan(Duration::from_secs(4), Plan::Fault);
-        run.plan(Duration::from_secs(3), Plan::Change);
+        run.plan(Duration::from_millis(900), Plan::Change);
         run.plan(Duration::from_secs(2), Plan::Look);
         if profile.damage {
             let when = run.world.random.random_range(5_000..40_000);
@@ -178,8 +201,13 @@ impl Run {
                 self.driver.look(&mut self.world);
                 self.plan(Duration::from_secs(1), Plan::Look);
             }
+            Plan::Settle => {
+                self.settle_transactions();
+                self.plan(Duration::from_secs(2), Plan::Settle);
+            }
             _ if self.ending => {}
             Plan::Client(client) => self.operate(client),
+            Plan::Transact(client) => self.transact(client),
             Plan::Fault if self.calm => {}
             Plan::Fault => {
                 let stores: Vec<_> = self.world.hosts.keys().copied().collect();
@@ -199,7 +227,9 @@ impl Run {
             }
             Plan::Change => {
                 self.change_a_range();
-                let pause = Duration::from_millis(self.world.random.random_range(500..4000));
+                // The first cuts come at once, so that transactions meet several ranges from the beginning.
+                let most = if self.cuts.is_empty() { 4000 } else { 501 };
+                let pause = Duration::from_millis(self.world.random.random_range(500..most));
                 self.plan(pause, Plan::Change);
             }
         }
@@ -223,7 +253,67 @@ impl Run {
         self.world.executor.run();
     }
 
+    /// A client begins a transaction, at whatever node it likes.
+    fn transact(&mut self, client: usize) {
+        let up = self.world.up();
+        if up.is_empty() {
+            return self.plan(Duration::from_millis(200), Plan::Transact(client));
+        }
+        let gateway = up[self.world.random.random_range(0..up.len())];
+        let (seed, name) = (self.world.random.random(), client as u64);
+        let Some(router) = self.world.node(gateway).map(|node| node.router.clone()) else { return };
+        let boot = self.world.hosts.get(&gateway).map_or(0, |host| host.disk.boot);
+        let index = {
+            let mut log = lock(&self.txns);
+            log.push(transactions::opened(name, self.world.now(), Isolation::Serializable));
+            log.len() - 1
+        };
+        self.transacting[client] = Some((gateway, boot, index));
+        self.world.executor.spawn(gateway, transactions::perform(router, name, seed, Arc::clone(&self.txns), index));
+        self.world.executor.run();
+    }
+
+    /// Clients whose transaction has ended, or whose gateway died, begin the next one.
+    fn take_transactions(&mut self) {
+        for client in 0..TRANSACTORS {
+            let Some((gateway, boot, index)) = self.transacting[client] else { continue };
+            let open = lock(&self.txns)[index].fate == Fate::Open;
+            if open && !self.is_dead(gateway, boot) {
+                continue;
+            }
+            self.transacting[client] = None;
+            if open {
+                self.world.trace.count("transactions whose gateway died");
+                lock(&self.txns)[index].fate = Fate::Unknown;
+            } else {
+                self.world.trace.mix(self.world.time.now(), &[client as u64, index as u64]);
+            }
+            let pause = Duration::from_millis(self.world.random.random_range(1..120));
+            self.plan(pause, Plan::Transact(client));
+        }
+    }
+
+    fn is_dead(&self, gateway: StoreId, boot: u32) -> bool {
+        let host = self.world.hosts.get(&gateway);
+        host.is_none_or(|host| host.node.is_none() || host.disk.boot != boot)
+    }
+
+    /// Somebody else asks what became of transactions whose clients were not told.
+    fn settle_transactions(&mut self) {
+        let up = self.world.up();
+        let unknown: Vec<usize> = {
+            let log = lock(&self.txns);
+            (0..log.len()).filter(|index| log[*index].fate == Fate::Unknown).collect()
+        };
+        for index in unknown.into_iter().take(16) {
+            let Some(gateway) = (!up.is_empty()).then(|| up[self.world.random.random_range(0..up.len())]) else { return };
+            let Some(router) = self.world.node(gateway).map(|node| node.router.clone()) else { continue };
+            self.world.executor.spawn(gateway, transactions::settle(router, Arc::clone(&self.txns), index));
+        }
+    }
+
     fn take_answers(&mut self) {
+        self.take_transactions();
         self.world.count_changes();
         let ended: Vec<Ended> = std::mem::take(&mut *lock(&self.answers));
         for ended in ended {
@@ -291,14 +381,21 @@ impl Run {
     fn change_a_range(&mut self) {
         let up = self.world.up();
         let Some(gateway) = (!up.is_empty()).then(|| up[self.world.random.random_range(0..up.len())]) else { return };
-        let at = key(self.world.random.random_range(0..crate::clients::KEYS));
+        let drawn = key(self.world.random.random_range(0..crate::clients::KEYS));
+        let of_txns = self.world.random.random_bool(0.5);
+        let cuts = transactions::cuts();
+        let first = self.cuts.pop();
+        let kind = if first.is_some() { 0 } else { self.world.random.random_range(0..3) };
+        let at = if let Some(cut) = first {
+            cut
+        } else if of_txns { cuts[self.world.random.random_range(0..cuts.len())].clone() } else { drawn };
         let Some(node) = self.world.node(gateway) else { return };
         let router = node.router.clone();
         let deadline = self.world.now() + Duration::from_secs(20);
         let all: Vec<_> =
             self.world.hosts.values().filter(|host| host.fenced.is_none()).map(|host| host.store).collect();
         let told = Arc::clone(&self.world.changes);
-        match self.world.random.random_range(0..3) {
+        match kind {
             0 => {
                 self.next_range += 1;
                 let right = RangeId(self.next_range);
@@ -353,6 +450,10 @@ impl Run {
             self.world.fail(violation);
         }
         self.world.trace.add("histories undecided", self.history.undecided);
+        let log = std::mem::take(&mut *lock(&self.txns));
+        let (wrong, committed) = transactions::judge(&log, self.profile.wild_clocks);
+        let ended = log.iter().filter(|record| record.fate != Fate::Open).count() as u64;
+        wrong.into_iter().for_each(|why| self.world.fail(why));
         let (asleep, awake) = self.world.invariants.slept;
         self.world.trace.add("replicas fell asleep", asleep);
         self.world.trace.add("replicas woke", awake);
@@ -360,6 +461,7 @@ impl Run {
             seed: self.world.seed,
             failures: std::mem::take(&mut self.world.failures),
             operations: self.operations,
+            transactions: (ended, committed),
             virtual_time: self.world.now(),
             trace_hash: self.world.trace.hash(),
             tail: self.world.trace.tail(),

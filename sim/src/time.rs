@@ -161,6 +161,10 @@ impl Clock for NodeClock {
         self.reading()
     }
 
+    fn physical(&self) -> Timestamp {
+        Timestamp::from_wall(flotilla_types::nanoseconds(Self::physical(self)))
+    }
+
     fn mono(&self) -> Duration {
         self.time.now()
     }

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use flotilla_kv::{SendError, Transport};
-use flotilla_types::{Generation, RangeDescriptor, RangeId, RangeReply, RangeRequest, StoreId};
+use flotilla_kv::{SendError, Tasks, Transport};
+use flotilla_types::{Generation, PushResult, RangeDescriptor, RangeId, RangeReply, RangeRequest, StoreId};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::BoxFuture;
@@ -29,6 +29,17 @@ pub(crate) enum Wish {
         gateway: StoreId,
         range: RangeId,
         current: Box<RangeDescriptor>,
+    },
+    /// A transaction's record was asked for a request that waits in a range of the gateway's store.
+    Pushed {
+        gateway: StoreId,
+        range: RangeId,
+        number: u64,
+        result: Option<PushResult>,
+    },
+    Spawn {
+        gateway: StoreId,
+        task: BoxFuture<'static, ()>,
     },
     Root {
         gateway: StoreId,
@@ -86,6 +97,12 @@ impl Outbox {
 pub(crate) struct SimTransport {
     pub(crate) gateway: StoreId,
     pub(crate) outbox: Outbox,
+}
+
+impl Tasks for SimTransport {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.outbox.wish(Wish::Spawn { gateway: self.gateway, task });
+    }
 }
 
 impl Transport for SimTransport {

@@ -18,7 +18,7 @@ use flotilla_range::message::SnapshotId;
 use flotilla_storage::engine::Engine;
 use flotilla_storage::log::{LogBatch, LogStore};
 use flotilla_types::{
-    Command, Key, KeySpan, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, Read, ReadAt, Reply,
+    Command, Key, KeySpan, PushTxn, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, Read, ReadAt, Reply,
     StoreId, Timestamp, nanoseconds,
 };
 use futures::channel::oneshot;
@@ -259,6 +259,7 @@ impl World {
                 self.send(store, gateway, sent, Post::Reply(call, result));
             }
             Want::Confirm(range, key) => self.confirm(store, range, key),
+            Want::Push { range, number, keys, push } => self.push(store, range, number, keys, *push),
             Want::Lead(descriptor) => self.keep_meta(store, descriptor),
             Want::Lost { range, why } => self.replica_lost(store, range, &why),
             Want::Count(what, by) => {
@@ -378,6 +379,11 @@ impl World {
                     self.trace.count("records confirmed");
                     self.tell(gateway, Event::Confirmed { range, current: *current });
                 }
+                Wish::Pushed { gateway, range, number, result } => {
+                    self.trace.count("pushes answered");
+                    self.tell(gateway, Event::Pushed { range, number, result });
+                }
+                Wish::Spawn { gateway, task } => self.executor.spawn(gateway, task),
                 Wish::Root { gateway, answer } => {
                     let found = self.find_root(gateway).ok_or_else(|| "nobody who is reached knows it".to_owned());
                     self.plan(Duration::from_millis(2), Happening::Root(answer, found));
@@ -548,6 +554,16 @@ impl World {
             if let Ok(current) = router.owner(&key, deadline).await {
                 outbox.wish(Wish::Confirmed { gateway: store, range, current: Box::new(current) });
             }
+        });
+    }
+
+    /// Asks the record of a transaction in the way of a request.
+    fn push(&mut self, store: StoreId, range: RangeId, number: u64, keys: Vec<Key>, push: PushTxn) {
+        let Some(node) = self.node(store) else { return };
+        let (router, outbox) = (node.router.clone(), self.outbox.clone());
+        self.executor.spawn(store, async move {
+            let result = router.push(push, keys).await.ok();
+            outbox.wish(Wish::Pushed { gateway: store, range, number, result });
         });
     }
 

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_kv::{Clock, Router, RouterConfig, SendError, Transport};
+use flotilla_kv::{Clock, Router, RouterConfig, SendError, Tasks, Transport};
 use flotilla_types::{
     Admin, BatchOp, ClockError, Command, Generation, Key, KeySpan, RangeDescriptor, RangeError, RangeId, RangeReply,
     RangeRequest, Read, ReadAt, ReplicaDescriptor, ReplicaId, ReplicaKind, Reply, RequestId, Row, ScanResult, StoreId,
@@ -99,7 +99,7 @@ impl World {
 
     pub fn router(&self) -> Router {
         let config = RouterConfig { seed: 7, ..RouterConfig::default() };
-        Router::new(Arc::new(self.clone()), Arc::new(self.clone()), config)
+        Router::new(Arc::new(self.clone()), Arc::new(self.clone()), Arc::new(self.clone()), config)
     }
 
     pub fn deadline(&self, seconds: u64) -> Duration {
@@ -147,6 +147,10 @@ impl Clock for World {
         Ok(self.state().hlc())
     }
 
+    fn physical(&self) -> Timestamp {
+        Timestamp::from_wall(u64::try_from((EPOCH + self.state().mono).as_nanos()).unwrap())
+    }
+
     fn mono(&self) -> Duration {
         self.state().mono
     }
@@ -158,6 +162,12 @@ impl Clock for World {
 
     fn max_offset(&self) -> Duration {
         MAX_OFFSET
+    }
+}
+
+impl Tasks for World {
+    fn spawn(&self, _: BoxFuture<'static, ()>) {
+        panic!("these tests have no transactions")
     }
 }
 
@@ -311,6 +321,7 @@ impl State {
             Command::Read { at, read } => self.read(*at, read, now),
             Command::Write { id, write } => self.write(*id, write, now),
             Command::Admin(admin) => self.admin(&descriptor, admin, now),
+            other => panic!("these tests have no transactions: {other:?}"),
         }
     }
 
@@ -398,6 +409,7 @@ impl State {
                     }
                 }
             }
+            Write::Increment(_) => panic!("these tests count nothing"),
             Write::DeleteRange { span, keys_max } => return self.delete_range(id, span, *keys_max, now),
             Write::PutMeta { key, descriptor } => {
                 let known = self.newest(key).and_then(|version| version.value.clone());

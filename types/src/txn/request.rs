@@ -343,6 +343,18 @@ pub enum TxnRefusal {
     },
 }
 
+impl TxnRefusal {
+    /// The key that it is about.
+    #[must_use]
+    pub const fn key(&self) -> Option<&Key> {
+        match self {
+            Self::WriteTooOld { key, .. } | Self::RefreshFailed { key, .. } | Self::StaleWrite { key } => Some(key),
+            Self::LockHeld(by) | Self::LockTimeout(by) => Some(&by.key),
+            Self::Pushed { .. } | Self::Aborted | Self::AlreadyCommitted { .. } => None,
+        }
+    }
+}
+
 impl TxnHeader {
     /// Whether everything it read must still hold at the commit timestamp.
     #[must_use]

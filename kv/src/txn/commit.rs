@@ -1,0 +1,162 @@
+//! The end of a transaction.
+
+use std::time::Duration;
+
+use flotilla_types::{
+    Command, EndKind, EndTxn, KeySpan, Outcome, RangeDescriptor, RecordOp, Reply, Timestamp, TxnMeta,
+    TxnRefusal,
+};
+
+use super::heartbeat::spans;
+use super::{Phase, Txn, TxnHandle, aborted};
+use crate::send::{Cut, Failed, Place};
+use crate::KvError;
+
+/// How often a commit is moved up.
+const PUSHED_MAX: u32 = 10;
+/// Locks that are resolved in the step that commits, if all lie in the record's range.
+const LOCAL_MAX: usize = 256;
+
+/// The answer to a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// When: all its writes have this timestamp. For a transaction that only read, what it read.
+    pub at: Timestamp,
+}
+
+impl Txn {
+    /// Commits. An error other than `CommitUnknown` means that nothing of it remains.
+    ///
+    /// # Errors
+    /// See `KvError`.
+    pub async fn commit(mut self, deadline: Duration) -> Result<Committed, KvError> {
+        if self.phase == Phase::Failed {
+            return Err(KvError::TxnFailed);
+        }
+        let at = match self.meta.clone() {
+            None => self.stamps()?.read,
+            Some(meta) => self.commit_record(&meta, deadline).await?,
+        };
+        self.phase = Phase::Ended;
+        self.await_clock(at, deadline).await?;
+        Ok(Committed { at })
+    }
+
+    /// Rolls back. What it had locked is free soon after.
+    pub async fn rollback(mut self) {
+        self.phase = Phase::Ended;
+        self.give_up();
+    }
+
+    /// Nobody is told of a timestamp that his clock has not reached; strictly, that not all clocks have passed.
+    async fn await_clock(&self, at: Timestamp, deadline: Duration) -> Result<(), KvError> {
+        let clock = &self.router.shared.clock;
+        loop {
+            let (reading, target) = if self.options.strict {
+                (clock.physical(), at.plus(clock.max_offset()))
+            } else {
+                // A clock that may not be read now may be read again soon; what is committed stays so.
+                (clock.now().unwrap_or_default(), at)
+            };
+            if reading >= target {
+                return Ok(());
+            }
+            if clock.mono() >= deadline {
+                let why = format!("it is committed at {at}, which this node's clock has not reached in time");
+                return Err(match self.handle() {
+                    Some(handle) => KvError::CommitUnknown { handle: Box::new(handle), why },
+                    None => KvError::DeadlineExceeded { why: "waiting for the clock".to_owned() },
+                });
+            }
+            let wait = target.since(reading).clamp(Duration::from_millis(1), clock.max_offset());
+            self.router.pause(wait, deadline).await;
+        }
+    }
+
+    async fn commit_record(&mut self, meta: &TxnMeta, deadline: Duration) -> Result<Timestamp, KvError> {
+        for _ in 0..PUSHED_MAX {
+            if self.beating.is_aborted() {
+                return Err(aborted());
+            }
+            let stamps = self.stamps()?;
+            let at = stamps.write.max(stamps.read);
+            if self.is_serializable() {
+                self.refresh_to(at, deadline).await?;
+            }
+            match self.end(meta, EndKind::Commit(at), deadline).await {
+                Ok(Outcome::Committed { at }) => {
+                    self.beating.stop();
+                    return Ok(at);
+                }
+                Ok(Outcome::Aborted) => return Err(aborted()),
+                Err(Failed::Refused(TxnRefusal::Pushed { above })) => {
+                    if let Some(clock) = &mut self.clock {
+                        clock.write = clock.write.max(above.next());
+                    }
+                }
+                Err(Failed::Refused(TxnRefusal::AlreadyCommitted { at })) => {
+                    // Another transaction has done it: what this one laid goes.
+                    self.give_up();
+                    return Ok(at);
+                }
+                Err(Failed::Kv(KvError::Ambiguous { why })) => {
+                    self.phase = Phase::Ended;
+                    return Err(self.settle(meta, why));
+                }
+                Err(failed) => return Err(failed.into()),
+            }
+        }
+        let why = "others read what it writes, at ever later timestamps".to_owned();
+        Err(KvError::RetryTxn { why, key: None, other: None })
+    }
+
+    /// Ends the record. Clears the locks with it or behind it.
+    async fn end(&mut self, meta: &TxnMeta, kind: EndKind, deadline: Duration) -> Result<Outcome, Failed> {
+        let locks: Vec<_> = self.beating.locks().iter().cloned().collect();
+        let lock_spans = spans(&self.beating.locks());
+        let all = locks.first().zip(locks.last());
+        let all = all.map(|(first, last)| KeySpan { start: first.clone(), end: last.next() });
+        let few = locks.len() <= LOCAL_MAX;
+        let mut local = false;
+        let cut = |owner: &RangeDescriptor| {
+            local = few && all.as_ref().is_some_and(|all| owner.span.covers(all));
+            let end = EndTxn {
+                meta: meta.clone(),
+                kind,
+                lock_spans: lock_spans.clone(),
+                ignored: self.ignored.clone(),
+                local: if local { locks.clone() } else { Vec::new() },
+            };
+            Cut::Ask(Command::Record(Box::new(RecordOp::End(end))))
+        };
+        let (reply, _) = self.router.send(&Place::Of(meta.anchor.clone()), deadline, cut).await?;
+        let Reply::Ended(outcome) = reply.reply else { return Err(self.strange().into()) };
+        if matches!(outcome, Outcome::Committed { .. }) && !local {
+            self.router.clean_up(meta.clone(), outcome, self.ignored.clone(), locks);
+        }
+        Ok(outcome)
+    }
+
+    /// A commit was sent and no answer came: somebody finds out behind the caller's back.
+    fn settle(&self, meta: &TxnMeta, why: String) -> KvError {
+        self.beating.stop();
+        let locks = self.beating.locks().iter().cloned().collect();
+        let handle = TxnHandle {
+            id: meta.id,
+            anchor: meta.anchor.clone(),
+            anchored: meta.anchored,
+            commit_id: meta.commit_id,
+        };
+        self.router.settle(handle.clone(), meta.clone(), self.ignored.clone(), locks);
+        KvError::CommitUnknown { handle: Box::new(handle), why }
+    }
+
+    /// Gives the transaction up, behind the caller's back.
+    pub(super) fn give_up(&self) {
+        self.beating.stop();
+        if let Some(meta) = &self.meta {
+            let locks = self.beating.locks().iter().cloned().collect();
+            self.router.abandon(meta.clone(), locks);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Heartbeats: from its first lock on, a transaction's record is told every second that its coordinator lives. The answer may
+//! be that others have aborted it.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flotilla_types::{Command, Key, KeySpan, Outcome, RangeDescriptor, RecordOp, Reply, TxnMeta};
+use futures::FutureExt;
+
+use crate::Router;
+use crate::send::{Cut, Place};
+
+/// Between two heartbeats. A transaction that was not heard of for five of them counts as abandoned.
+const EVERY: Duration = Duration::from_secs(1);
+/// Spans that a record keeps of a transaction's locks.
+const SPANS_MAX: usize = 64;
+
+/// What a transaction and its heartbeats share.
+#[derive(Debug, Default)]
+pub(super) struct Beating {
+    /// No more of them: the transaction has ended, or is about to.
+    stopped: AtomicBool,
+    /// The record says that it is aborted.
+    aborted: AtomicBool,
+    locks: Mutex<BTreeSet<Key>>,
+}
+
+impl Beating {
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    /// The keys that the transaction has locked.
+    pub(super) fn locks(&self) -> MutexGuard<'_, BTreeSet<Key>> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn begin(self: &Arc<Self>, router: &Router, meta: TxnMeta) {
+        let (shared, router_of_task) = (Arc::clone(self), router.clone());
+        router.shared.tasks.spawn(async move { shared.beat(&router_of_task, &meta).await }.boxed());
+    }
+
+    async fn beat(&self, router: &Router, meta: &TxnMeta) {
+        loop {
+            router.shared.clock.sleep(EVERY).await;
+            if self.stopped.load(Ordering::Acquire) {
+                return;
+            }
+            let deadline = router.shared.clock.mono() + EVERY * 2;
+            let lock_spans = spans(&self.locks());
+            let cut = |_: &RangeDescriptor| {
+                let lock_spans = lock_spans.clone();
+                Cut::Ask(Command::Record(Box::new(RecordOp::Heartbeat { meta: meta.clone(), lock_spans })))
+            };
+            // One that is lost is followed by the next.
+            let Ok((reply, _)) = router.send(&Place::Of(meta.anchor.clone()), deadline, cut).await else { continue };
+            if let Reply::Ended(outcome) = reply.reply {
+                if outcome == Outcome::Aborted {
+                    self.aborted.store(true, Ordering::Release);
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Where locks lie, in few spans: one for each key if there are few, else for runs of them.
+pub(super) fn spans(locks: &BTreeSet<Key>) -> Vec<KeySpan> {
+    let run = locks.len().div_ceil(SPANS_MAX).max(1);
+    let keys: Vec<&Key> = locks.iter().collect();
+    let of_run = |run: &[&Key]| Some(KeySpan { start: (*run.first()?).clone(), end: run.last()?.next() });
+    keys.chunks(run).filter_map(of_run).collect()
+}

@@ -1,0 +1,299 @@
+//! Transactions at their gateway (docs/transactions.md, "The coordinator").
+//!
+//! ```text
+//!   Txn ── get, put, scan, … ──► operate ──► range by range            (operate.rs)
+//!    │        met something newer ──► refresh: is what was read still true up there?   (refresh.rs)
+//!    │ commit ──► refresh ──► EndTxn ──► the record's word             (commit.rs)
+//!    │                                     └──► locks resolved, record collected, behind the caller's back (cleanup.rs)
+//!    └ heartbeats from the first lock on                               (heartbeat.rs)
+//!
+//!   one-shots: the same, made and redone here until they pass          (one_shot.rs)
+//!   pushes, for requests that wait in a range                          (push.rs)
+//! ```
+//! Nothing is written when a transaction begins; one that only reads never has a record. The coordinator dies with whoever
+//! holds the `Txn`: dropped without a commit it is rolled back, and if the whole node dies, whoever meets its locks finds that
+//! nobody sends heartbeats any more.
+
+mod cleanup;
+mod commit;
+mod heartbeat;
+mod one_shot;
+mod operate;
+mod push;
+mod refresh;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_types::{
+    Isolation, Key, KeySpan, Priority, RequestId, Seq, SeqRange, Timestamp, TxnId, TxnMeta, Wait,
+};
+
+use crate::{KvError, Router};
+use heartbeat::Beating;
+
+pub use commit::Committed;
+pub use one_shot::{Compare, OneShot, TxnResult};
+
+/// How a transaction wants to be treated.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TxnOptions {
+    /// What it may see of others.
+    pub isolation: Isolation,
+    /// Who gives way.
+    pub priority: Priority,
+    /// Whoever is told of the commit afterwards, by whatever way, will see it: waits out the bound on clock offsets.
+    pub strict: bool,
+    /// A reading that some earlier operation returned: the transaction sees what that one saw.
+    pub token: Option<Timestamp>,
+}
+
+/// Bounds on one transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TxnLimits {
+    /// Keys that it may lock.
+    pub(crate) locks: usize,
+    /// Bytes of keys and values that it may write.
+    pub(crate) bytes: usize,
+}
+
+pub(crate) const LIMITS: TxnLimits = TxnLimits { locks: 262_144, bytes: 64 << 20 };
+
+/// What one asks with what became of a commit whose answer was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TxnHandle {
+    /// Which transaction.
+    pub id: TxnId,
+    /// Where its record lies.
+    pub anchor: Key,
+    /// When the anchor was chosen.
+    pub anchored: Timestamp,
+    /// The intention that it does.
+    pub commit_id: RequestId,
+}
+
+/// A moment within a transaction that one may go back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Savepoint(Seq);
+
+/// Where a transaction is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Active,
+    /// A step failed: nothing but a rollback is left.
+    Failed,
+    Ended,
+}
+
+/// One transaction. It is rolled back when it is dropped without a commit.
+pub struct Txn {
+    router: Router,
+    options: TxnOptions,
+    id: TxnId,
+    commit_id: RequestId,
+    phase: Phase,
+    /// Set at the first operation.
+    clock: Option<Stamps>,
+    /// Set with the first lock.
+    meta: Option<TxnMeta>,
+    seq: Seq,
+    savepoints: Vec<Seq>,
+    ignored: Vec<SeqRange>,
+    reads: Reads,
+    bytes: usize,
+    /// Where the record will lie, if that is known before the first lock.
+    anchor: Option<Key>,
+    beating: Arc<Beating>,
+}
+
+/// The timestamps of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamps {
+    born: Timestamp,
+    /// What it reads.
+    read: Timestamp,
+    /// It commits at or above.
+    write: Timestamp,
+    /// What was acknowledged before it began lies at or below.
+    limit: Timestamp,
+}
+
+/// What was read, to be looked at again if the commit comes out higher.
+#[derive(Debug, Default)]
+struct Reads {
+    spans: Vec<KeySpan>,
+    bytes: usize,
+}
+
+/// Bytes of spans that are kept apart; beyond, all become one.
+const READS_BYTES: usize = 256 << 10;
+
+impl Reads {
+    fn insert(&mut self, span: KeySpan) {
+        if self.spans.last() == Some(&span) {
+            return;
+        }
+        self.bytes += span.start.as_bytes().len() + span.end.as_bytes().len();
+        self.spans.push(span);
+        if self.bytes > READS_BYTES {
+            self.condense();
+        }
+    }
+
+    /// Joins what overlaps; if that is still too much, everything.
+    fn condense(&mut self) {
+        self.spans.sort();
+        let mut joined: Vec<KeySpan> = Vec::new();
+        for span in std::mem::take(&mut self.spans) {
+            match joined.last_mut() {
+                Some(last) if span.start <= last.end => last.end = span.end.max(last.end.clone()),
+                _ => joined.push(span),
+            }
+        }
+        let weigh = |spans: &[KeySpan]| -> usize {
+            spans.iter().map(|span| span.start.as_bytes().len() + span.end.as_bytes().len()).sum()
+        };
+        if weigh(&joined) > READS_BYTES / 2
+            && let (Some(first), Some(last)) = (joined.first(), joined.last())
+        {
+            joined = vec![KeySpan { start: first.start.clone(), end: last.end.clone() }];
+        }
+        self.bytes = weigh(&joined);
+        self.spans = joined;
+    }
+}
+
+impl Router {
+    /// Begins a transaction. Nothing is sent before its first operation.
+    ///
+    /// # Errors
+    /// The clock may not be read.
+    pub fn begin(&self, options: TxnOptions) -> Result<Txn, KvError> {
+        let id = self.request_id()?;
+        Ok(self.begin_as(id, options, id.into()))
+    }
+
+    /// Begins a transaction that does the intention of a client.
+    fn begin_as(&self, commit_id: RequestId, options: TxnOptions, id: TxnId) -> Txn {
+        Txn {
+            router: self.clone(),
+            options,
+            id,
+            commit_id,
+            phase: Phase::Active,
+            clock: None,
+            meta: None,
+            seq: Seq::default(),
+            savepoints: Vec::new(),
+            ignored: Vec::new(),
+            reads: Reads::default(),
+            bytes: 0,
+            anchor: None,
+            beating: Arc::default(),
+        }
+    }
+}
+
+impl Txn {
+    /// Which transaction.
+    #[must_use]
+    pub const fn id(&self) -> TxnId {
+        self.id
+    }
+
+    /// What one asks with what became of it; `None` as long as it has locked nothing.
+    #[must_use]
+    pub fn handle(&self) -> Option<TxnHandle> {
+        self.meta.as_ref().map(|meta| TxnHandle {
+            id: meta.id,
+            anchor: meta.anchor.clone(),
+            anchored: meta.anchored,
+            commit_id: meta.commit_id,
+        })
+    }
+
+    /// What it reads; `None` before its first operation.
+    #[must_use]
+    pub fn read_timestamp(&self) -> Option<Timestamp> {
+        self.clock.map(|clock| clock.read)
+    }
+
+    /// Marks a moment to go back to.
+    pub fn savepoint(&mut self) -> Savepoint {
+        self.savepoints.push(self.seq);
+        Savepoint(self.seq)
+    }
+
+    /// Takes back all writes since a savepoint, which stays. Locks stay, too. A failed transaction may go on from there.
+    ///
+    /// # Errors
+    /// It is no savepoint of this transaction, or was left behind by a rollback to an earlier one.
+    pub fn rollback_to(&mut self, savepoint: Savepoint) -> Result<(), KvError> {
+        let known = self.savepoints.iter().rposition(|seq| *seq == savepoint.0);
+        let Some(at) = known.filter(|_| self.phase != Phase::Ended) else {
+            return Err(KvError::Invalid { what: "the transaction has no such savepoint".to_owned() });
+        };
+        if self.beating.is_aborted() {
+            return Err(aborted());
+        }
+        self.savepoints.truncate(at + 1);
+        if self.seq > savepoint.0 {
+            self.ignored.push(SeqRange { from: savepoint.0.next(), to: self.seq });
+        }
+        self.phase = Phase::Active;
+        Ok(())
+    }
+
+    /// Forgets a savepoint, and those after it; what was written since stays.
+    pub fn release(&mut self, savepoint: Savepoint) {
+        self.savepoints.retain(|seq| *seq < savepoint.0);
+    }
+
+    /// The timestamps, taken from the clock at the first operation.
+    fn stamps(&mut self) -> Result<Stamps, KvError> {
+        if let Some(stamps) = self.clock {
+            return Ok(stamps);
+        }
+        let clock = &self.router.shared.clock;
+        let now = clock.now()?;
+        let latest = now.plus(clock.max_offset());
+        let floor = self.options.token.map_or(now, |token| now.max(token.next()));
+        if floor > latest.next() {
+            let what = format!("the causality token {floor} lies further ahead than clocks may differ: it is not ours");
+            return Err(KvError::Invalid { what });
+        }
+        let stamps = Stamps { born: floor, read: floor, write: floor, limit: latest.max(floor) };
+        self.clock = Some(stamps);
+        Ok(stamps)
+    }
+
+    /// The record will lie here, whatever is locked first.
+    fn anchor_at(&mut self, key: Key) {
+        self.anchor = Some(key);
+    }
+
+    fn is_serializable(&self) -> bool {
+        self.options.isolation == Isolation::Serializable
+    }
+}
+
+fn aborted() -> KvError {
+    KvError::TxnAborted { why: "another transaction needed its locks, or its heartbeats did not arrive".to_owned() }
+}
+
+/// How an operation of a transaction is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) wait: Wait,
+    /// In the monotonic time of the router's clock.
+    pub(crate) deadline: Duration,
+}
+
+impl Drop for Txn {
+    fn drop(&mut self) {
+        if self.phase != Phase::Ended {
+            self.phase = Phase::Ended;
+            self.give_up();
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! Operations: each goes to the range of its key, or range by range over its span; what the range met is mended here if it can
+//! be.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_types::{
+    Command, Increment, Isolation, Key, KeySpan, RangeDescriptor, RangeReply, Reply, Row, Seq, Strength, Timestamp,
+    TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnRefusal, Wait,
+};
+
+use super::{Call, LIMITS, Phase, Stamps, Txn, aborted};
+use crate::read::{ScanChunk, ScanRequest, after, begin, trim};
+use crate::send::{Cut, Failed, Place};
+use crate::KvError;
+
+/// How often one operation is mended and sent again.
+const MENDED_MAX: u32 = 10;
+/// Keys that one piece of a range delete removes.
+const PIECE_KEYS: u64 = 256;
+
+impl Txn {
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// See `KvError`.
+    pub async fn get(&mut self, key: Key, deadline: Duration) -> Result<Option<Row>, KvError> {
+        self.get_with(key, None, Call { wait: Wait::Block, deadline }).await
+    }
+
+    /// Reads a key and locks it, until the end of the transaction: `Shared` against writers, `Exclusive` against everybody who
+    /// writes or locks. With `Wait::Skip` a key that is locked by others counts as absent.
+    ///
+    /// # Errors
+    /// See `KvError`; `Locked` if others hold it and the wait policy or the deadline ends the wait.
+    pub async fn get_and_lock(
+        &mut self,
+        key: Key,
+        strength: Strength,
+        wait: Wait,
+        deadline: Duration,
+    ) -> Result<Option<Row>, KvError> {
+        self.get_with(key, Some(strength), Call { wait, deadline }).await
+    }
+
+    async fn get_with(&mut self, key: Key, lock: Option<Strength>, call: Call) -> Result<Option<Row>, KvError> {
+        match self.point(TxnOp::Get { key, lock }, call).await? {
+            TxnAnswer::Row(row) => Ok(row),
+            _ => Err(self.strange()),
+        }
+    }
+
+    /// Sets a key, or removes it with `None`.
+    ///
+    /// # Errors
+    /// See `KvError`.
+    pub async fn write(&mut self, key: Key, value: Option<Bytes>, wait: Wait, deadline: Duration) -> Result<(), KvError> {
+        match self.point(TxnOp::Write { key, value }, Call { wait, deadline }).await? {
+            TxnAnswer::Written => Ok(()),
+            _ => Err(self.strange()),
+        }
+    }
+
+    /// Sets or removes a key if its value is what the caller expects. Returns whether it was, and what was there if not.
+    ///
+    /// # Errors
+    /// See `KvError`.
+    pub async fn compare_and_set(
+        &mut self,
+        key: Key,
+        expected: Option<Bytes>,
+        new: Option<Bytes>,
+        wait: Wait,
+        deadline: Duration,
+    ) -> Result<(bool, Option<Bytes>), KvError> {
+        match self.point(TxnOp::CompareAndSet { key, expected, new }, Call { wait, deadline }).await? {
+            TxnAnswer::Compared { swapped, actual } => Ok((swapped, actual)),
+            _ => Err(self.strange()),
+        }
+    }
+
+    /// Adds to a counter and returns what it holds then.
+    ///
+    /// # Errors
+    /// See `KvError`; `Invalid` if the value is no counter.
+    pub async fn increment(&mut self, key: Key, by: i64, wait: Wait, deadline: Duration) -> Result<i64, KvError> {
+        match self.point(TxnOp::Increment(Increment { key, by }), Call { wait, deadline }).await? {
+            TxnAnswer::Number(value) => Ok(value),
+            _ => Err(self.strange()),
+        }
+    }
+
+    /// Removes the keys of a span and returns how many there were.
+    ///
+    /// # Errors
+    /// See `KvError`; `TxnTooLarge` if there are more than a transaction may lock.
+    pub async fn delete_range(&mut self, span: KeySpan, wait: Wait, deadline: Duration) -> Result<u64, KvError> {
+        let (mut rest, mut removed) = (span, 0);
+        while rest.start < rest.end {
+            let mut asked = rest.clone();
+            let (reply, locked) = self
+                .step(&rest.start.clone(), Call { wait, deadline }, |owner| {
+                    asked = owner.span.intersection(&rest)?;
+                    Some(TxnOp::DeleteRange { span: asked.clone(), keys_max: PIECE_KEYS })
+                })
+                .await?;
+            let TxnAnswer::Deleted { keys, resume } = reply else { return Err(self.strange()) };
+            let done = KeySpan { start: rest.start.clone(), end: resume.clone().unwrap_or_else(|| asked.end.clone()) };
+            removed += keys.len() as u64;
+            self.hold(keys, 0, locked)?;
+            rest.start = done.end.clone();
+            self.reads.insert(done);
+        }
+        Ok(removed)
+    }
+
+    /// Reads the next part of a span. Own writes are seen.
+    ///
+    /// # Errors
+    /// See `KvError`.
+    pub async fn scan(&mut self, request: ScanRequest, deadline: Duration) -> Result<ScanChunk, KvError> {
+        if request.span.start >= request.span.end {
+            let what = format!("{} is empty: its end must lie above its start", request.span);
+            return Err(KvError::Invalid { what });
+        }
+        let mut chunk = ScanChunk { rows: Vec::new(), resume: None, timestamp: Timestamp::ZERO };
+        let (mut rest, mut bytes) = (request.span.clone(), 0u64);
+        loop {
+            let rows_max = request.rows_max.saturating_sub(chunk.rows.len() as u64);
+            let bytes_max = request.bytes_max.saturating_sub(bytes).max(1);
+            let mut asked = rest.clone();
+            let place = begin(&request, &rest);
+            let (answer, _) = self
+                .step_at(&place, &rest.start.clone(), Call { wait: Wait::Block, deadline }, |owner| {
+                    asked = owner.span.intersection(&rest)?;
+                    let (span, reverse) = (asked.clone(), request.reverse);
+                    Some(TxnOp::Scan { span, reverse, rows_max, bytes_max })
+                })
+                .await?;
+            let TxnAnswer::Rows(result) = answer else { return Err(self.strange()) };
+            bytes += result.rows.iter().map(|row| (row.key.as_bytes().len() + row.value.len()) as u64).sum::<u64>();
+            chunk.rows.extend(result.rows);
+            let next = result.resume.or_else(|| after(&asked, &rest, request.reverse));
+            // Each piece at once: the next one is read at the same timestamp, or all before are looked at again.
+            let done = next.as_ref().map_or_else(|| rest.clone(), |key| passed(&rest, key, request.reverse));
+            self.reads.insert(done);
+            let rows_full = request.rows_max > 0 && chunk.rows.len() as u64 >= request.rows_max;
+            match next {
+                Some(key) if bytes >= request.bytes_max || rows_full => {
+                    chunk.resume = Some(key);
+                    break;
+                }
+                Some(key) if request.reverse => rest.end = key,
+                Some(key) => rest.start = key,
+                None => break,
+            }
+        }
+        trim(&mut chunk, &request);
+        chunk.timestamp = self.clock.map(|clock| clock.read).unwrap_or_default();
+        Ok(chunk)
+    }
+
+    /// An operation on one key.
+    async fn point(&mut self, op: TxnOp, call: Call) -> Result<TxnAnswer, KvError> {
+        let span = op.span();
+        let weight = match &op {
+            TxnOp::Write { value: Some(value), .. } | TxnOp::CompareAndSet { new: Some(value), .. } => value.len(),
+            _ => 0,
+        };
+        let (answer, locked) = self.step(&span.start, call, |_| Some(op.clone())).await?;
+        if op.reads() {
+            self.reads.insert(span.clone());
+        }
+        self.hold(if locked.is_some() { vec![span.start] } else { Vec::new() }, weight, locked)?;
+        Ok(answer)
+    }
+
+    /// These keys are locked now.
+    fn hold(&mut self, keys: Vec<Key>, weight: usize, locked: Option<Timestamp>) -> Result<(), KvError> {
+        if let (Some(clock), Some(locked)) = (&mut self.clock, locked) {
+            clock.write = clock.write.max(locked);
+        }
+        self.bytes += weight;
+        for key in keys {
+            self.bytes += key.as_bytes().len();
+            self.beating.locks().insert(key);
+        }
+        let what = if self.beating.locks().len() > LIMITS.locks {
+            format!("it has locked more than {} keys", LIMITS.locks)
+        } else if self.bytes > LIMITS.bytes {
+            format!("it has written more than {} bytes", LIMITS.bytes)
+        } else {
+            return Ok(());
+        };
+        self.phase = Phase::Failed;
+        Err(KvError::TxnTooLarge { what })
+    }
+
+    async fn step(
+        &mut self,
+        first: &Key,
+        call: Call,
+        cut: impl FnMut(&RangeDescriptor) -> Option<TxnOp>,
+    ) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {
+        self.step_at(&Place::Of(first.clone()), first, call, cut).await
+    }
+
+    /// Sends an operation, and again at another timestamp if that helps.
+    async fn step_at(
+        &mut self,
+        place: &Place,
+        first: &Key,
+        call: Call,
+        cut: impl FnMut(&RangeDescriptor) -> Option<TxnOp>,
+    ) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {
+        match self.phase {
+            Phase::Active => {}
+            Phase::Failed => return Err(KvError::TxnFailed),
+            Phase::Ended => return Err(KvError::Invalid { what: "the transaction has ended".to_owned() }),
+        }
+        let done = self.try_step(place, first, call, cut).await;
+        // A lock that is held, or a request that makes no sense, leaves the transaction as it was, as a failed statement
+        // would in PostgreSQL after a rollback to the savepoint before it.
+        if let Err(error) = &done
+            && !matches!(error, KvError::Locked(_) | KvError::Invalid { .. })
+        {
+            self.phase = Phase::Failed;
+        }
+        done
+    }
+
+    async fn try_step(
+        &mut self,
+        place: &Place,
+        first: &Key,
+        call: Call,
+        mut cut: impl FnMut(&RangeDescriptor) -> Option<TxnOp>,
+    ) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {
+        self.stamps()?;
+        if self.options.isolation == Isolation::ReadCommitted {
+            self.new_statement()?;
+        }
+        self.seq = self.seq.next();
+        let statement = self.seq;
+        for _ in 0..MENDED_MAX {
+            if self.beating.is_aborted() {
+                return Err(aborted());
+            }
+            let header = self.header(first, statement, call.wait)?;
+            let sent = self.router.send(place, call.deadline, |owner| match cut(owner) {
+                Some(op) => Cut::Ask(Command::Txn { header: Box::new(header.clone()), op }),
+                None => Cut::Refuse(KvError::Unavailable { range: Some(owner.range), why: "it was cut".to_owned() }),
+            });
+            let newer = match sent.await {
+                Ok((reply, _)) => {
+                    self.began_to_lock(&header.meta, &reply);
+                    return self.took(reply);
+                }
+                Err(Failed::Uncertain(existing)) => existing,
+                Err(Failed::Refused(TxnRefusal::WriteTooOld { existing, .. })) => existing,
+                Err(failed) => {
+                    // It may have locked something all the same.
+                    if matches!(&failed, Failed::Kv(KvError::Ambiguous { .. })) {
+                        self.doubt(&header.meta, first);
+                    }
+                    return Err(failed.into());
+                }
+            };
+            if self.options.isolation == Isolation::ReadCommitted {
+                self.new_statement()?;
+                continue;
+            }
+            let now = self.router.shared.clock.now()?;
+            self.refresh_to(newer.max(now), call.deadline).await?;
+        }
+        Err(KvError::RetryTxn {
+            why: "others wrote what it reads, again and again".to_owned(),
+            key: Some(first.clone()),
+            other: None,
+        })
+    }
+
+    /// A fresh snapshot, for the next statement.
+    fn new_statement(&mut self) -> Result<(), KvError> {
+        let clock = &self.router.shared.clock;
+        let now = clock.now()?;
+        if let Some(stamps) = &mut self.clock {
+            stamps.read = stamps.read.max(now);
+            stamps.write = stamps.write.max(stamps.read);
+            stamps.limit = now.plus(clock.max_offset()).max(stamps.read);
+            self.reads = super::Reads::default();
+        }
+        Ok(())
+    }
+
+    pub(super) fn header(&mut self, first: &Key, seq: Seq, wait: Wait) -> Result<TxnHeader, KvError> {
+        let Stamps { born, read, write, limit } = self.stamps()?;
+        let meta = match &self.meta {
+            Some(meta) => meta.clone(),
+            None => TxnMeta {
+                id: self.id,
+                anchor: self.anchor.clone().unwrap_or_else(|| first.clone()),
+                anchored: self.router.shared.clock.now()?,
+                min_ts: born,
+                isolation: self.options.isolation,
+                priority: self.options.priority,
+                commit_id: self.commit_id,
+            },
+        };
+        let can_forward = self.reads.spans.is_empty();
+        let keep_from = self.savepoints.first().map_or(seq, |first| first.next());
+        Ok(TxnHeader { meta, read, write: write.max(read), limit: limit.max(read), seq, ignored: self.ignored.clone(), keep_from, can_forward, wait })
+    }
+
+    fn took(&mut self, reply: RangeReply) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {
+        let Reply::Txn { answer, locked } = reply.reply else { return Err(self.strange()) };
+        if let Some(clock) = &mut self.clock {
+            clock.read = clock.read.max(reply.timestamp);
+            clock.write = clock.write.max(clock.read);
+        }
+        Ok((answer, locked))
+    }
+
+    /// The first lock was laid: the anchor is fixed, and heartbeats begin.
+    fn began_to_lock(&mut self, meta: &TxnMeta, reply: &RangeReply) {
+        if self.meta.is_none() && matches!(reply.reply, Reply::Txn { locked: Some(_), .. }) {
+            self.anchor(meta.clone());
+        }
+    }
+
+    /// A lock may have been laid.
+    fn doubt(&mut self, meta: &TxnMeta, key: &Key) {
+        if self.meta.is_none() {
+            self.anchor(meta.clone());
+        }
+        self.beating.locks().insert(key.clone());
+    }
+
+    fn anchor(&mut self, meta: TxnMeta) {
+        self.meta = Some(meta.clone());
+        self.beating.begin(&self.router, meta);
+    }
+
+    pub(super) fn strange(&self) -> KvError {
+        KvError::Unavailable { range: None, why: "a transaction was answered by something else".to_owned() }
+    }
+}
+
+/// What a scan has looked at when it goes on at a key.
+fn passed(rest: &KeySpan, next: &Key, reverse: bool) -> KeySpan {
+    if reverse {
+        KeySpan { start: next.clone(), end: rest.end.clone() }
+    } else {
+        KeySpan { start: rest.start.clone(), end: next.clone() }
+    }
+}
