@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flotilla_types::{ClockError, Hlc, Timestamp};
+use flotilla_types::{ClockError, Hlc, Timestamp, nanoseconds};
 use futures::future::BoxFuture;
 
 /// The two clocks of the machine, read together. Compared over time they tell a step or a pause (leases 1.4).
@@ -154,6 +154,11 @@ impl NodeClock {
 impl flotilla_kv::Clock for NodeClock {
     fn now(&self) -> Result<Timestamp, ClockError> {
         Self::now(self)
+    }
+
+    fn physical(&self) -> Timestamp {
+        let wall = self.readings().wall;
+        Timestamp::from_wall(nanoseconds(self.state().physical(wall)))
     }
 
     fn mono(&self) -> Duration {

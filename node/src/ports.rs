@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_range::liveness::LivenessMessage;
 use flotilla_range::message::{PeerMessage, SnapshotHeader};
-use flotilla_types::{Key, RangeDescriptor, RangeId, StoreId};
+use flotilla_types::{Key, PushTxn, RangeDescriptor, RangeId, StoreId};
 use thiserror::Error;
 
 use crate::clock::NodeClock;
@@ -47,8 +47,24 @@ pub trait Keeper: Send + Sync + 'static {
     fn lead(&self, descriptor: RangeDescriptor);
     /// Read the addressing record of the range that owns `key`, and tell `StoreHandle::confirmed`.
     fn confirm(&self, range: RangeId, key: Key);
+    /// A transaction stands in the way of a request of this store: ask its record, and tell `StoreHandle::pushed`. May be
+    /// dropped: the range pushes again.
+    fn push(&self, push: Push);
     /// A replica of this store is out of order and waits to be replaced.
     fn lost(&self, range: RangeId, why: &str);
+}
+
+/// What `Effect::Push` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Push {
+    /// Whose request pushes.
+    pub range: RangeId,
+    /// Names the push.
+    pub number: u64,
+    /// Where the transaction stands in the way.
+    pub keys: Vec<Key>,
+    /// What to ask.
+    pub push: Box<PushTxn>,
 }
 
 /// All of them.

@@ -288,6 +288,10 @@ impl Run {
             } else {
                 self.world.trace.mix(self.world.time.now(), &[client as u64, index as u64]);
             }
+            if self.world.trace.loud {
+                let line = format!("x{client} #{index} via {gateway}: {:?}", lock(&self.txns)[index]);
+                self.world.note(&line);
+            }
             let pause = Duration::from_millis(self.world.random.random_range(1..120));
             self.plan(pause, Plan::Transact(client));
         }

@@ -383,6 +383,8 @@ impl World {
                     self.trace.count("pushes answered");
                     self.tell(gateway, Event::Pushed { range, number, result });
                 }
+                // What a dying process leaves behind does not run.
+                Wish::Spawn { gateway, .. } if self.node(gateway).is_none() => {}
                 Wish::Spawn { gateway, task } => self.executor.spawn(gateway, task),
                 Wish::Root { gateway, answer } => {
                     let found = self.find_root(gateway).ok_or_else(|| "nobody who is reached knows it".to_owned());

@@ -40,8 +40,9 @@ impl Router {
         );
     }
 
-    /// Ends a transaction that never tried to commit, and clears its locks.
-    pub(crate) fn abandon(&self, meta: TxnMeta, locks: Vec<Key>) {
+    /// Ends a transaction whose caller has gone, and clears its locks. It may have been committed already, if the caller went
+    /// while that was under way: then its record says so.
+    pub(crate) fn abandon(&self, meta: TxnMeta, ignored: Vec<SeqRange>, locks: Vec<Key>) {
         let router = self.clone();
         self.shared.tasks.spawn(
             async move {
@@ -52,7 +53,7 @@ impl Router {
                 let ended = router.ask_record(RecordOp::End(end), until).await;
                 if let Ok(Reply::Ended(outcome)) = ended {
                     // What is left is cleared by whoever meets it.
-                    drop(router.resolve_keys(&meta, outcome, &[], &locks, until).await);
+                    drop(router.resolve_keys(&meta, outcome, &ignored, &locks, until).await);
                 }
             }
             .boxed(),

@@ -156,7 +156,7 @@ impl Txn {
         self.beating.stop();
         if let Some(meta) = &self.meta {
             let locks = self.beating.locks().iter().cloned().collect();
-            self.router.abandon(meta.clone(), locks);
+            self.router.abandon(meta.clone(), self.ignored.clone(), locks);
         }
     }
 }

@@ -8,14 +8,18 @@ use std::time::Duration;
 use flotilla_kv::{KvError, Router};
 use flotilla_types::{Key, RangeDescriptor, RangeId};
 use futures::{StreamExt, stream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::peer::directory::Directory;
-use crate::ports::Keeper;
+use crate::ports::{Keeper, Push};
 use crate::store::StoreHandle;
 
 /// Records written at once.
 const PARALLEL: usize = 8;
+/// Pushes that wait, and how many are carried out at once.
+const PUSHES_MAX: usize = 4096;
+const PUSHES_AT_ONCE: usize = 256;
 const DEADLINE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(200);
 /// The range of meta1 has no record: its descriptor is handed from node to node.
@@ -26,6 +30,9 @@ pub struct RangeKeeper {
     wanted: Mutex<Wanted>,
     /// Told when something is wanted.
     filled: Notify,
+    /// Pushes to be carried out, until `run` takes the other end.
+    pushes: mpsc::Sender<Push>,
+    to_push: Mutex<Option<mpsc::Receiver<Push>>>,
     /// Told when a descriptor changed, for the driver.
     pub(super) moved: Notify,
     directory: Arc<Directory>,
@@ -39,7 +46,33 @@ struct Wanted {
 
 impl RangeKeeper {
     pub(super) fn new(directory: Arc<Directory>) -> Arc<Self> {
-        Arc::new(Self { wanted: Mutex::default(), filled: Notify::new(), moved: Notify::new(), directory })
+        let (pushes, to_push) = mpsc::channel(PUSHES_MAX);
+        Arc::new(Self {
+            wanted: Mutex::default(),
+            filled: Notify::new(),
+            pushes,
+            to_push: Mutex::new(Some(to_push)),
+            moved: Notify::new(),
+            directory,
+        })
+    }
+
+    /// Asks the records of transactions that stand in the way of requests, until it is dropped.
+    pub(super) async fn push_all(self: Arc<Self>, router: Router, store: StoreHandle) {
+        let taken = self.to_push.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(pushes) = taken else { return };
+        let pushed = ReceiverStream::new(pushes).for_each_concurrent(PUSHES_AT_ONCE, |push| {
+            let (router, store) = (router.clone(), store.clone());
+            async move {
+                let Push { range, number, keys, push } = push;
+                let result = router.push(*push, keys).await;
+                if let Err(error) = &result {
+                    tracing::debug!(%range, %error, "a transaction's record was not asked; the range asks again");
+                }
+                store.pushed(range, number, result.ok());
+            }
+        });
+        pushed.await;
     }
 
     /// Does what is wanted, until it is dropped.
@@ -108,6 +141,12 @@ impl Keeper for RangeKeeper {
     fn confirm(&self, range: RangeId, key: Key) {
         self.wanted().confirm.insert(range, key);
         self.filled.notify_one();
+    }
+
+    fn push(&self, push: Push) {
+        if self.pushes.try_send(push).is_err() {
+            metrics::counter!("flotilla_txn_pushes_dropped_total").increment(1);
+        }
     }
 
     fn lost(&self, range: RangeId, why: &str) {

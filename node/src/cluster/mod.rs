@@ -92,6 +92,7 @@ impl Cluster {
         peers.set_desk(Arc::clone(&cluster) as Arc<dyn JoinDesk>);
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(keeper).run(router.clone(), store.clone()));
+        tasks.spawn(Arc::clone(keeper).push_all(router.clone(), store.clone()));
         tasks.spawn(Arc::clone(&cluster).follow_registry());
         let driver = Driver {
             router: router.clone(),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use flotilla_kv::{Clock, Router, RouterConfig, Transport};
+use flotilla_kv::{Clock, Router, RouterConfig, Tasks, Transport};
 use flotilla_placement::CheckerConfig;
 use flotilla_storage::rocks::RocksOptions;
 use flotilla_types::StoreId;
+use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,7 @@ pub(super) struct Member {
     pub(super) cluster: Arc<Cluster>,
     owner: Store,
     tasks: JoinSet<()>,
+    stop_behind: CancellationToken,
     saver: JoinHandle<()>,
     stop_saver: CancellationToken,
 }
@@ -65,18 +67,21 @@ impl Member {
         peers.attach(store.clone(), contact.clone());
         let router_config = RouterConfig { seed: rand::random(), ..RouterConfig::default() };
         let transport: Arc<dyn Transport> = Arc::new(network);
-        let router = Router::new(transport, Arc::clone(clock) as Arc<dyn Clock>, router_config);
+        let behind = Arc::new(Behind(CancellationToken::new()));
+        let stop_behind = behind.0.clone();
+        let router = Router::new(transport, Arc::clone(clock) as Arc<dyn Clock>, behind, router_config);
         let checker = CheckerConfig { seed: rand::random(), ..CheckerConfig::default() };
         let cluster_config =
             ClusterConfig { dead_after: config.dead_after, checker, check_interval: config.check_interval };
         let (cluster, tasks) = Cluster::start(&store, contact.clone(), &router, peers, &keeper, cluster_config);
         let stop_saver = CancellationToken::new();
         let saver = spawn_saver(Arc::clone(directory), stop_saver.clone())?;
-        Ok(Self { store, router, cluster, owner, tasks, saver, stop_saver })
+        Ok(Self { store, router, cluster, owner, tasks, stop_behind, saver, stop_saver })
     }
 
     /// Ends everything, the store last.
     pub(super) async fn stop(mut self) -> Result<(), NodeError> {
+        self.stop_behind.cancel();
         self.tasks.shutdown().await;
         self.stop_saver.cancel();
         off_runtime("close-store", move || {
@@ -86,6 +91,16 @@ impl Member {
             self.owner.close();
         })
         .await
+    }
+}
+
+/// What routers do behind their callers' backs: each task ends in bounded time, and all with the node.
+struct Behind(CancellationToken);
+
+impl Tasks for Behind {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        let stop = self.0.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(task).await });
     }
 }
 

@@ -35,7 +35,7 @@ use super::liveness::LivenessInbox;
 use super::marks::Marks;
 use super::meters::FleetMeters;
 use crate::clock::NodeClock;
-use crate::ports::{Keeper, Network};
+use crate::ports::{Keeper, Network, Push};
 
 /// A turn happens at least this often: liveness asks for nobody's support on behalf of a loop that hangs.
 const TURN_EVERY: Duration = Duration::from_millis(200);
@@ -255,6 +255,7 @@ impl FleetLoop {
                 Effect::Flush => self.flush.soon(),
                 Effect::Lead { descriptor } => self.keeper.lead(descriptor),
                 Effect::Confirm { range, key } => self.keeper.confirm(range, key),
+                Effect::Push { range, number, keys, push } => self.keeper.push(Push { range, number, keys, push }),
                 Effect::Peers(peers) => self.liveness.peers(peers),
                 Effect::Lost { range, why } => {
                     tracing::error!(%range, why, "a replica is lost: it helps nobody and waits to be replaced");

@@ -13,7 +13,7 @@ use flotilla_range::liveness::{LivenessMessage, SupportView};
 use flotilla_range::message::{PeerMessage, SnapshotHeader};
 use flotilla_storage::log::LogSeq;
 use flotilla_types::{
-    CheckId, Command, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId, StoreUuid,
+    CheckId, Command, PushResult, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId, StoreUuid,
     Timestamp,
 };
 use metrics::Counter;
@@ -144,6 +144,11 @@ impl StoreHandle {
     /// The addressing record of the range that owns a key was read, as `Keeper::confirm` asked.
     pub fn confirmed(&self, range: RangeId, current: RangeDescriptor) {
         self.shared.inbox.confirmed(range, current);
+    }
+
+    /// A push that `Keeper::push` asked for was answered, or given up.
+    pub fn pushed(&self, range: RangeId, number: u64, result: Option<PushResult>) {
+        self.shared.inbox.pushed(range, number, result);
     }
 
     /// Every range of the store; empty if it stopped or too many ask.

@@ -15,7 +15,7 @@ use flotilla_range::event::{Event, FlushMark, Ticket};
 use flotilla_range::fleet::RangeStatus;
 use flotilla_range::message::PeerMessage;
 use flotilla_types::{
-    BatchOp, Command, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId, Write,
+    BatchOp, Command, PushResult, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId, Write,
 };
 use tokio::sync::oneshot;
 
@@ -196,6 +196,11 @@ impl Inbox {
         self.put(|batch| {
             batch.confirmed.insert(range, current);
         });
+    }
+
+    /// A push ended. As many are under way as the keeper carries out at once.
+    pub(super) fn pushed(&self, range: RangeId, number: u64, result: Option<PushResult>) {
+        self.put(|batch| batch.rare.push(Event::Pushed { range, number, result }));
     }
 
     /// Looks again, though nothing happened.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_node::clock::NodeClock;
-use flotilla_node::ports::{Broken, Keeper, Network, Ports, SnapshotOutlet};
+use flotilla_node::ports::{Broken, Keeper, Network, Ports, Push, SnapshotOutlet};
 use flotilla_node::store::{Opened, SnapshotIntake, StartError, Store, StoreConfig, StoreDir, StoreHandle};
 use flotilla_range::liveness::{LivenessConfig, LivenessMessage};
 use flotilla_range::message::{PeerMessage, SnapshotHeader};
@@ -54,6 +54,8 @@ impl Network for Silent {
 impl Keeper for Silent {
     fn lead(&self, _: RangeDescriptor) {}
     fn confirm(&self, _: RangeId, _: Key) {}
+    fn push(&self, _: Push) {}
+
     fn lost(&self, range: RangeId, why: &str) {
         panic!("{range} is lost: {why}");
     }
