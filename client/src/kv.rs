@@ -66,7 +66,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Value>, Error> {
-        let request = v1::GetRequest { key: key.into() };
+        let request = v1::GetRequest { key: key.into(), at: None };
         let answer = self.kv(Repeat::Read, request, |mut kv, r| async move { kv.get(r).await }).await?;
         self.shared.births.learn(answer.timestamp.as_ref());
         let written = timestamp(answer.written.as_ref());
@@ -155,7 +155,7 @@ impl Client {
     /// Does all writes of a batch, or none, and says when.
     ///
     /// # Errors
-    /// See [`Error`]; `CROSSES_RANGES` if the keys lie in several ranges.
+    /// See [`Error`].
     pub async fn batch(&self, batch: Batch) -> Result<Timestamp, Error> {
         let id = self.request_id().await?;
         let request = v1::BatchRequest { ops: batch.ops, request_id: Some(Bytes::copy_from_slice(&id.0)) };

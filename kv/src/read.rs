@@ -68,6 +68,20 @@ impl Router {
         }
     }
 
+    /// Reads a key as it was at a timestamp.
+    ///
+    /// # Errors
+    /// See `KvError`; `BelowGcThreshold` if that is no longer known.
+    pub async fn get_at(&self, key: Key, at: Timestamp, deadline: Duration) -> Result<GetAnswer, KvError> {
+        let window = ReadAt::Timestamp { timestamp: at, limit: at };
+        let read = |_: &RangeDescriptor| Cut::Ask(Command::Read { at: window, read: Read::Get { key: key.clone() } });
+        let (reply, _) = self.send(&Place::Of(key.clone()), deadline, read).await?;
+        match reply.reply {
+            Reply::Get(row) => Ok(GetAnswer { row, timestamp: reply.timestamp }),
+            _ => Err(KvError::Unavailable { range: None, why: "a get was answered by something else".to_owned() }),
+        }
+    }
+
     /// Reads the next chunk of a span. All chunks of one scan, taken with the first one's timestamp, show one moment.
     ///
     /// # Errors

@@ -73,8 +73,16 @@ reasons! {
     TooLarge = "TOO_LARGE", InvalidArgument;
     /// A timestamp or the birth of a request id lies further ahead than clocks may differ.
     FutureTimestamp = "FUTURE_TIMESTAMP", InvalidArgument;
-    /// The keys of a batch lie in several ranges.
-    CrossesRanges = "CROSSES_RANGES", FailedPrecondition;
+    /// The transaction met others in a way that it cannot go on from; nothing of it remains. Begin it again.
+    RetryTxn = "RETRY_TXN", Aborted;
+    /// Others aborted the transaction, or its heartbeats did not arrive; nothing of it remains. Begin it again.
+    TxnAborted = "TXN_ABORTED", Aborted;
+    /// Another transaction holds a lock, and the request did not want to wait, or not any longer.
+    Locked = "LOCKED", FailedPrecondition;
+    /// An earlier step of the transaction failed: roll back.
+    TxnFailed = "TXN_FAILED", FailedPrecondition;
+    /// The transaction has locked or written more than one may.
+    TxnTooLarge = "TXN_TOO_LARGE", ResourceExhausted;
     /// Versions at the timestamp were collected already.
     BelowGcThreshold = "BELOW_GC_THRESHOLD", OutOfRange;
     /// The range changed meanwhile: look again and decide anew.

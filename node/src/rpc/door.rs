@@ -174,11 +174,15 @@ pub(crate) enum Method {
     Scan,
     CompareAndSwap,
     Batch,
+    Increment,
+    Transact,
+    Txn,
+    Outcome,
     Admin,
 }
 
 impl Method {
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 12] = [
         (Self::Get, "get"),
         (Self::Put, "put"),
         (Self::Delete, "delete"),
@@ -186,6 +190,10 @@ impl Method {
         (Self::Scan, "scan"),
         (Self::CompareAndSwap, "compare_and_swap"),
         (Self::Batch, "batch"),
+        (Self::Increment, "increment"),
+        (Self::Transact, "transact"),
+        (Self::Txn, "txn"),
+        (Self::Outcome, "outcome"),
         (Self::Admin, "admin"),
     ];
 }

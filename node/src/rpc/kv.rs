@@ -6,13 +6,14 @@ use bytes::Bytes;
 use flotilla_kv::{ScanChunk, ScanRequest};
 use flotilla_proto::reason::Reason;
 use flotilla_proto::v1::{self, kv_server::Kv};
-use flotilla_types::{BatchOp, Key, KeySpan, Timestamp, Write, WriteResult, keys};
+use flotilla_types::{BatchOp, Increment, Key, KeySpan, Timestamp, Write, WriteResult, keys};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::door::{Door, Entered, Method};
 use super::refusal::{internal, of_kv, refusal};
+use super::txn;
 
 /// Chunks of a scan that wait for a slow reader.
 const CHUNKS_AHEAD: usize = 2;
@@ -30,7 +31,11 @@ impl Kv for KvService {
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
         let entered = self.door.enter(Method::Get, request.metadata())?;
         let key = self.door.key(&request.get_ref().key)?;
-        let answer = entered.router.get(key, entered.deadline).await.map_err(|error| of_kv(&error))?;
+        let answer = match request.get_ref().at {
+            None => entered.router.get(key, entered.deadline).await,
+            Some(at) => entered.router.get_at(key, at.into(), entered.deadline).await,
+        };
+        let answer = answer.map_err(|error| of_kv(&error))?;
         let (value, written) = answer.row.map(|row| (row.value, wire(row.timestamp))).unzip();
         Ok(Response::new(v1::GetResponse { value, written, timestamp: Some(wire(answer.timestamp)) }))
     }
@@ -97,7 +102,9 @@ impl Kv for KvService {
         let (swapped, actual) = match result {
             WriteResult::Done => (true, None),
             WriteResult::ConditionFailed { actual } => (false, actual),
-            WriteResult::Deleted { .. } => return Err(internal("a compare-and-swap was answered by a range delete")),
+            WriteResult::Deleted { .. } | WriteResult::Number(_) => {
+                return Err(internal("a compare-and-swap was answered by something else"));
+            }
         };
         Ok(Response::new(v1::CompareAndSwapResponse { swapped, actual, timestamp }))
     }
@@ -108,6 +115,37 @@ impl Kv for KvService {
         let (ops, _bytes) = self.ops(batch.ops)?;
         let (_, timestamp) = write(&entered, batch.request_id.as_ref(), Write::Batch { ops }).await?;
         Ok(Response::new(v1::BatchResponse { timestamp }))
+    }
+
+    async fn increment(&self, request: Request<v1::IncrementRequest>) -> Answer<v1::IncrementResponse> {
+        let entered = self.door.enter(Method::Increment, request.metadata())?;
+        let v1::IncrementRequest { key, by, request_id } = request.into_inner();
+        let write_it = Write::Increment(Increment { key: self.door.key(&key)?, by });
+        let (result, timestamp) = write(&entered, request_id.as_ref(), write_it).await?;
+        let WriteResult::Number(value) = result else {
+            return Err(internal("an increment was answered by something else"));
+        };
+        Ok(Response::new(v1::IncrementResponse { value, timestamp }))
+    }
+
+    async fn transact(&self, request: Request<v1::TransactRequest>) -> Answer<v1::TransactResponse> {
+        let entered = self.door.enter(Method::Transact, request.metadata())?;
+        txn::transact(&self.door, &entered, request.into_inner()).await.map(Response::new)
+    }
+
+    type TxnStream = ReceiverStream<Result<v1::TxnResponse, Status>>;
+
+    async fn txn(&self, request: Request<tonic::Streaming<v1::TxnRequest>>) -> Answer<Self::TxnStream> {
+        let entered = self.door.enter(Method::Txn, request.metadata())?;
+        let (to, answers) = mpsc::channel(CHUNKS_AHEAD);
+        // Ends with the client's stream, or with the transaction.
+        tokio::spawn(txn::converse(self.door.clone(), entered, request.into_inner(), to));
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn outcome(&self, request: Request<v1::OutcomeRequest>) -> Answer<v1::OutcomeResponse> {
+        let entered = self.door.enter(Method::Outcome, request.metadata())?;
+        txn::outcome(&entered, &request.get_ref().handle).await.map(Response::new)
     }
 }
 
@@ -184,7 +222,7 @@ async fn stream(entered: Entered, mut next: ScanRequest, to: mpsc::Sender<Result
     }
 }
 
-fn message(chunk: ScanChunk) -> Result<v1::ScanResponse, Status> {
+pub(super) fn message(chunk: ScanChunk) -> Result<v1::ScanResponse, Status> {
     let row = |row: flotilla_types::Row| {
         Ok(v1::Row { key: body(&row.key)?, value: row.value, timestamp: Some(wire(row.timestamp)) })
     };

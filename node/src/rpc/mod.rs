@@ -11,6 +11,7 @@ mod door;
 mod kv;
 mod refusal;
 mod site;
+mod txn;
 
 use std::future::Future;
 use std::sync::Arc;

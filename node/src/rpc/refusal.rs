@@ -44,14 +44,21 @@ fn with(reason: Reason, what: &str, retry_after: Option<Duration>) -> Status {
     Status::with_error_details(reason.code(), what, details)
 }
 
-const fn reason(error: &KvError) -> Reason {
+pub(super) const fn reason(error: &KvError) -> Reason {
     match error {
         KvError::Ambiguous { .. } => Reason::Ambiguous,
         KvError::Unavailable { .. } => Reason::RangeUnavailable,
         KvError::DeadlineExceeded { .. } => Reason::DeadlineExceeded,
         KvError::Overloaded { .. } => Reason::Overloaded,
         KvError::Invalid { .. } => Reason::Invalid,
-        KvError::CrossesRanges { .. } => Reason::CrossesRanges,
+        // Batches over several ranges become transactions; nothing else is told this.
+        KvError::CrossesRanges { .. } => Reason::Internal,
+        KvError::RetryTxn { .. } | KvError::AlreadyCommitted { .. } => Reason::RetryTxn,
+        KvError::TxnAborted { .. } => Reason::TxnAborted,
+        KvError::Locked(_) => Reason::Locked,
+        KvError::TxnFailed => Reason::TxnFailed,
+        KvError::TxnTooLarge { .. } => Reason::TxnTooLarge,
+        KvError::CommitUnknown { .. } => Reason::Ambiguous,
         KvError::DiskFull { .. } => Reason::DiskFull,
         KvError::FutureTimestamp { .. } => Reason::FutureTimestamp,
         KvError::BelowGcThreshold { .. } => Reason::BelowGcThreshold,

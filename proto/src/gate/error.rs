@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flotilla_types::{Key, RangeDescriptor, RangeError, RangeId, StoreId, Term, nanoseconds};
 
-use super::{WireError, key_out, needed};
+use super::{WireError, key_out, needed, txn};
 use crate::internal::{self as wire, range_error::Kind};
 
 impl From<RangeError> for wire::RangeError {
@@ -59,6 +59,7 @@ impl From<RangeError> for wire::RangeError {
                 Self { range_id: range.0, timestamp: Some(floor.into()), ..of(Kind::TooOld) }
             }
             RangeError::Diverged { range } => Self { range_id: range.0, ..of(Kind::Diverged) },
+            RangeError::Txn(refusal) => txn::refusal_out(refusal),
             RangeError::Invalid { what } => Self { text: what, ..of(Kind::Invalid) },
         }
     }
@@ -69,6 +70,9 @@ impl TryFrom<wire::RangeError> for RangeError {
 
     fn try_from(error: wire::RangeError) -> Result<Self, WireError> {
         let (range, store) = (RangeId(error.range_id), StoreId(error.store_id));
+        if let Some(refusal) = txn::refusal_in(&error)? {
+            return Ok(Self::Txn(refusal));
+        }
         let kind = error.kind();
         let timestamp = || needed(error.timestamp, "an error's timestamp").map(Into::into);
         let other = || needed(error.other_timestamp, "an error's other timestamp").map(Into::into);
@@ -104,6 +108,15 @@ impl TryFrom<wire::RangeError> for RangeError {
             Kind::Diverged => Self::Diverged { range },
             Kind::Invalid => Self::Invalid { what: error.text },
             Kind::Unspecified => return Err(WireError::new("an error has no kind")),
+            // Taken above.
+            Kind::WriteTooOld
+            | Kind::TxnPushed
+            | Kind::RefreshFailed
+            | Kind::TxnAborted
+            | Kind::LockHeld
+            | Kind::LockTimeout
+            | Kind::StaleWrite
+            | Kind::AlreadyCommitted => return Err(WireError::new("a transaction's error is malformed")),
         })
     }
 }

@@ -9,6 +9,9 @@ mod reply;
 mod request;
 #[cfg(test)]
 mod tests;
+mod txn;
+#[cfg(test)]
+mod txn_tests;
 
 use bytes::Bytes;
 use flotilla_types::{Key, KeySpan, Timestamp};

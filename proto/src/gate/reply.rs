@@ -1,9 +1,11 @@
 //! What a range answers.
 
-use flotilla_types::{Key, RangeReply, Reply, Row, ScanResult, Timestamp, WriteResult};
+use flotilla_types::{
+    Edge, Key, PushResult, RangeReply, Reply, Row, ScanResult, Timestamp, TxnAnswer, TxnState, WriteResult,
+};
 
-use super::{WireError, key_out, needed};
-use crate::internal::{self as wire, range_reply, write_reply};
+use super::{WireError, key_out, needed, txn};
+use crate::internal::{self as wire, push_reply, query_reply::State, range_reply, txn_reply, write_reply};
 use crate::v1;
 
 impl From<Row> for v1::Row {
@@ -26,11 +28,20 @@ impl From<RangeReply> for wire::RangeReply {
     fn from(reply: RangeReply) -> Self {
         let body = match reply.reply {
             Reply::Get(row) => range_reply::Reply::Get(wire::GetReply { row: row.map(Into::into) }),
-            Reply::Scan(scan) => range_reply::Reply::Scan(wire::ScanReply {
-                rows: scan.rows.into_iter().map(Into::into).collect(),
-                resume: scan.resume.map(Key::into_bytes),
-            }),
+            Reply::Scan(scan) => range_reply::Reply::Scan(scan.into()),
             Reply::Write(result) => range_reply::Reply::Write(wire::WriteReply { result: Some(result_out(result)) }),
+            Reply::Txn { answer, locked } => range_reply::Reply::Txn(wire::TxnReply {
+                locked: locked.map(Into::into),
+                answer: Some(answer_out(answer)),
+            }),
+            Reply::Ended(outcome) => range_reply::Reply::Ended(txn::outcome_out(outcome)),
+            Reply::Alive => range_reply::Reply::Alive(wire::Nothing {}),
+            Reply::Pushed(result) => range_reply::Reply::Pushed(wire::PushReply { result: Some(pushed_out(result)) }),
+            Reply::Queried { status, edges } => range_reply::Reply::Queried(queried_out(status, &edges)),
+            Reply::Collected => range_reply::Reply::Collected(wire::Nothing {}),
+            Reply::Resolved { resume } => {
+                range_reply::Reply::Resolved(wire::ResolveReply { resume: resume.map(Key::into_bytes) })
+            }
             Reply::Admin(descriptors) => range_reply::Reply::Admin(wire::AdminReply {
                 descriptors: descriptors.iter().map(Into::into).collect(),
             }),
@@ -45,6 +56,7 @@ fn result_out(result: WriteResult) -> write_reply::Result {
         WriteResult::ConditionFailed { actual } => {
             write_reply::Result::ConditionFailed(wire::ConditionFailed { actual })
         }
+        WriteResult::Number(value) => write_reply::Result::Number(value),
         WriteResult::Deleted { keys, resume } => {
             write_reply::Result::Deleted(wire::Deleted { keys, resume: resume.as_ref().map(key_out) })
         }
@@ -59,21 +71,120 @@ impl TryFrom<wire::RangeReply> for RangeReply {
         let timestamp: Timestamp = needed(reply.timestamp, "a reply's timestamp")?.into();
         let reply = match needed(reply.reply, "a reply's content")? {
             R::Get(get) => Reply::Get(get.row.map(Row::try_from).transpose()?),
-            R::Scan(scan) => Reply::Scan(ScanResult {
-                rows: scan.rows.into_iter().map(Row::try_from).collect::<Result<_, _>>()?,
-                resume: scan.resume.map(Key::new),
-            }),
+            R::Scan(scan) => Reply::Scan(scan.try_into()?),
             R::Write(write) => Reply::Write(match needed(write.result, "a write's result")? {
                 write_reply::Result::Done(wire::Nothing {}) => WriteResult::Done,
                 write_reply::Result::ConditionFailed(failed) => WriteResult::ConditionFailed { actual: failed.actual },
+                write_reply::Result::Number(value) => WriteResult::Number(value),
                 write_reply::Result::Deleted(deleted) => {
                     WriteResult::Deleted { keys: deleted.keys, resume: deleted.resume.map(Key::new) }
                 }
             }),
+            R::Txn(reply) => Reply::Txn {
+                answer: answer_in(needed(reply.answer, "a transaction's answer")?)?,
+                locked: reply.locked.map(Into::into),
+            },
+            R::Ended(outcome) => Reply::Ended(txn::outcome_in(Some(outcome))?),
+            R::Alive(wire::Nothing {}) => Reply::Alive,
+            R::Pushed(pushed) => Reply::Pushed(pushed_in(needed(pushed.result, "a push's result")?)?),
+            R::Queried(queried) => queried_in(queried)?,
+            R::Collected(wire::Nothing {}) => Reply::Collected,
+            R::Resolved(resolved) => Reply::Resolved { resume: resolved.resume.map(Key::new) },
             R::Admin(admin) => {
                 Reply::Admin(admin.descriptors.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
             }
         };
         Ok(Self { timestamp, reply })
     }
+}
+
+impl From<ScanResult> for wire::ScanReply {
+    fn from(scan: ScanResult) -> Self {
+        Self { rows: scan.rows.into_iter().map(Into::into).collect(), resume: scan.resume.map(Key::into_bytes) }
+    }
+}
+
+impl TryFrom<wire::ScanReply> for ScanResult {
+    type Error = WireError;
+
+    fn try_from(scan: wire::ScanReply) -> Result<Self, WireError> {
+        let rows = scan.rows.into_iter().map(Row::try_from).collect::<Result<_, _>>()?;
+        Ok(Self { rows, resume: scan.resume.map(Key::new) })
+    }
+}
+
+fn answer_out(answer: TxnAnswer) -> txn_reply::Answer {
+    use txn_reply::Answer;
+    match answer {
+        TxnAnswer::Row(row) => Answer::Row(wire::GetReply { row: row.map(Into::into) }),
+        TxnAnswer::Rows(scan) => Answer::Rows(scan.into()),
+        TxnAnswer::Written => Answer::Written(wire::Nothing {}),
+        TxnAnswer::Compared { swapped, actual } => Answer::Compared(wire::Compared { swapped, actual }),
+        TxnAnswer::Number(value) => Answer::Number(value),
+        TxnAnswer::Deleted { keys, resume } => Answer::Deleted(wire::DeletedKeys {
+            keys: keys.into_iter().map(Key::into_bytes).collect(),
+            resume: resume.map(Key::into_bytes),
+        }),
+        TxnAnswer::Refreshed => Answer::Refreshed(wire::Nothing {}),
+    }
+}
+
+fn answer_in(answer: txn_reply::Answer) -> Result<TxnAnswer, WireError> {
+    use txn_reply::Answer;
+    Ok(match answer {
+        Answer::Row(get) => TxnAnswer::Row(get.row.map(Row::try_from).transpose()?),
+        Answer::Rows(scan) => TxnAnswer::Rows(scan.try_into()?),
+        Answer::Written(wire::Nothing {}) => TxnAnswer::Written,
+        Answer::Compared(wire::Compared { swapped, actual }) => TxnAnswer::Compared { swapped, actual },
+        Answer::Number(value) => TxnAnswer::Number(value),
+        Answer::Deleted(deleted) => TxnAnswer::Deleted {
+            keys: deleted.keys.into_iter().map(Key::new).collect(),
+            resume: deleted.resume.map(Key::new),
+        },
+        Answer::Refreshed(wire::Nothing {}) => TxnAnswer::Refreshed,
+    })
+}
+
+fn pushed_out(result: PushResult) -> push_reply::Result {
+    match result {
+        PushResult::Passed => push_reply::Result::Passed(wire::Nothing {}),
+        PushResult::Waiting => push_reply::Result::Waiting(wire::Nothing {}),
+        PushResult::Final { outcome, ignored, lock_spans } => push_reply::Result::Final(wire::PushFinal {
+            outcome: Some(txn::outcome_out(outcome)),
+            ignored: txn::ignored_out(&ignored),
+            lock_spans: txn::spans_out(&lock_spans),
+        }),
+    }
+}
+
+fn pushed_in(result: push_reply::Result) -> Result<PushResult, WireError> {
+    Ok(match result {
+        push_reply::Result::Passed(wire::Nothing {}) => PushResult::Passed,
+        push_reply::Result::Waiting(wire::Nothing {}) => PushResult::Waiting,
+        push_reply::Result::Final(ended) => PushResult::Final {
+            outcome: txn::outcome_in(ended.outcome)?,
+            ignored: txn::ignored_in(ended.ignored),
+            lock_spans: txn::spans_in(ended.lock_spans)?,
+        },
+    })
+}
+
+fn queried_out(status: Option<TxnState>, edges: &[Edge]) -> wire::QueryReply {
+    let (state, outcome) = match status {
+        None => (State::Unspecified, None),
+        Some(TxnState::Open { recorded: false }) => (State::Open, None),
+        Some(TxnState::Open { recorded: true }) => (State::Recorded, None),
+        Some(TxnState::Ended(outcome)) => (State::Ended, Some(txn::outcome_out(outcome))),
+    };
+    wire::QueryReply { state: state.into(), outcome, edges: txn::edges_out(edges) }
+}
+
+fn queried_in(queried: wire::QueryReply) -> Result<Reply, WireError> {
+    let status = match queried.state() {
+        State::Unspecified => None,
+        State::Open => Some(TxnState::Open { recorded: false }),
+        State::Recorded => Some(TxnState::Open { recorded: true }),
+        State::Ended => Some(TxnState::Ended(txn::outcome_in(queried.outcome)?)),
+    };
+    Ok(Reply::Queried { status, edges: txn::edges_in(queried.edges)? })
 }

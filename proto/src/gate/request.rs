@@ -7,7 +7,7 @@ use flotilla_types::{
     StoreId, Write, nanoseconds,
 };
 
-use super::{WireError, key_out, needed};
+use super::{WireError, key_out, needed, txn};
 use crate::internal::{self as wire, range_request, write};
 
 impl From<&RangeRequest> for wire::RangeRequest {
@@ -15,6 +15,9 @@ impl From<&RangeRequest> for wire::RangeRequest {
         let command = match &request.command {
             Command::Read { at, read } => read_out(*at, read),
             Command::Write { id, write } => range_request::Command::Write(write_out(*id, write)),
+            Command::Txn { header, op } => txn::step_out(header, op),
+            Command::Record(op) => txn::record_out(op),
+            Command::Resolve(resolve) => txn::resolve_out(resolve),
             Command::Admin(admin) => admin_out(admin),
         };
         Self { range_id: request.range.0, timeout_ns: nanoseconds(request.timeout), command: Some(command) }
@@ -55,6 +58,7 @@ fn write_out(id: RequestId, write: &Write) -> wire::Write {
         Write::DeleteRange { span, keys_max } => {
             write::Write::DeleteRange(wire::DeleteRange { span: Some(span.into()), keys_max: *keys_max })
         }
+        Write::Increment(increment) => write::Write::Increment(increment.into()),
         Write::PutMeta { key, descriptor } => {
             write::Write::PutMeta(wire::PutMeta { key: key_out(key), descriptor: Some(descriptor.into()) })
         }
@@ -101,6 +105,9 @@ impl TryFrom<wire::RangeRequest> for RangeRequest {
                 },
             },
             C::Write(write) => write_in(write)?,
+            C::Txn(step) => txn::step_in(step)?,
+            C::Record(step) => txn::record_in(step)?,
+            C::Resolve(resolve) => txn::resolve_in(resolve)?,
             C::Split(split) => Command::Admin(Admin::Split {
                 generation: Generation(split.generation),
                 key: key_in(split.key)?,
@@ -130,7 +137,7 @@ fn at_in(at: Option<wire::ReadAt>) -> Result<ReadAt, WireError> {
     Ok(ReadAt::Timestamp { timestamp, limit })
 }
 
-fn key_in(key: bytes::Bytes) -> Result<Key, WireError> {
+pub(super) fn key_in(key: bytes::Bytes) -> Result<Key, WireError> {
     if key.is_empty() { Err(WireError::new("a key is empty")) } else { Ok(Key::new(key)) }
 }
 
@@ -148,6 +155,7 @@ fn write_in(write: wire::Write) -> Result<Command, WireError> {
             span: needed(delete.span, "a range delete's span")?.try_into()?,
             keys_max: delete.keys_max,
         },
+        W::Increment(increment) => Write::Increment(increment.try_into()?),
         W::PutMeta(put) => Write::PutMeta {
             key: key_in(put.key)?,
             descriptor: needed(put.descriptor, "an addressing record's descriptor")?.try_into()?,

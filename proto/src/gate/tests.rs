@@ -11,6 +11,7 @@ use flotilla_types::{
 use proptest::prelude::*;
 use prost::Message as _;
 
+use super::txn_tests;
 use crate::internal as wire;
 
 fn key(n: u8) -> Key {
@@ -114,18 +115,18 @@ fn errors() -> Vec<RangeError> {
 
 #[test]
 fn requests_replies_and_errors_come_back_as_they_went() {
-    for command in commands() {
+    for command in commands().into_iter().chain(txn_tests::commands()) {
         let request = RangeRequest { range: RangeId(5), timeout: Duration::from_millis(1500), command };
         let bytes = wire::RangeRequest::from(&request).encode_to_vec();
         let back = wire::RangeRequest::decode(&bytes[..]).unwrap();
         assert_eq!(RangeRequest::try_from(back), Ok(request));
     }
-    for reply in replies() {
+    for reply in replies().into_iter().chain(txn_tests::replies()) {
         let reply = RangeReply { timestamp: at(8), reply };
         let bytes = wire::RangeReply::from(reply.clone()).encode_to_vec();
         assert_eq!(RangeReply::try_from(wire::RangeReply::decode(&bytes[..]).unwrap()), Ok(reply));
     }
-    for error in errors() {
+    for error in errors().into_iter().chain(txn_tests::errors()) {
         let bytes = wire::RangeError::from(error.clone()).encode_to_vec();
         assert_eq!(RangeError::try_from(wire::RangeError::decode(&bytes[..]).unwrap()), Ok(error));
     }
@@ -145,8 +146,9 @@ fn what_breaks_an_invariant_does_not_pass() {
 
 proptest! {
     #[test]
-    fn flipped_bytes_are_refused_or_read_without_panic(which in 0usize..14, at in any::<prop::sample::Index>(), by in 1u8..) {
-        let request = RangeRequest { range: RangeId(5), timeout: Duration::from_millis(1), command: commands()[which].clone() };
+    fn flipped_bytes_are_refused_or_read_without_panic(which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), by in 1u8..) {
+        let all: Vec<_> = commands().into_iter().chain(txn_tests::commands()).collect();
+        let request = RangeRequest { range: RangeId(5), timeout: Duration::from_millis(1), command: which.get(&all).clone() };
         let mut bytes = wire::RangeRequest::from(&request).encode_to_vec();
         let at = at.index(bytes.len());
         bytes[at] ^= by;
