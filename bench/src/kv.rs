@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use flotilla_client::{Batch, Client, Error, Options, Reason};
+use flotilla_client::{Batch, Client, Error, Options};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -81,16 +81,8 @@ async fn load_batch(client: Client, values: Arc<Values>, numbers: std::ops::Rang
     let rows: Vec<_> = numbers.map(|number| (key(number), values.next(&mut random))).collect();
     let count = rows.len() as u64;
     let batch = rows.iter().fold(Batch::new(), |batch, (key, value)| batch.put(key.clone(), value.clone()));
-    match client.batch(batch).await {
-        Ok(_) => Ok(count),
-        Err(error) if error.reason() == Some(Reason::CrossesRanges) => {
-            for (key, value) in rows {
-                client.put(key, value).await?;
-            }
-            Ok(count)
-        }
-        Err(error) => Err(error),
-    }
+    client.batch(batch).await?;
+    Ok(count)
 }
 
 /// What all clients of a run share.

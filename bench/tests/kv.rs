@@ -8,7 +8,6 @@ mod fake;
 use std::process::Output;
 
 use fake::{Cluster, Fault};
-use flotilla_client::Reason;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -55,7 +54,6 @@ async fn metrics() -> String {
 async fn it_loads_measures_and_reports() {
     let cluster = Cluster::start(2).await;
     let http = metrics().await;
-    cluster.will([Fault::Refuse(Reason::CrossesRanges)]);
     let options = ["--load", "--keys", "1000", "--clients", "1,8", "--read-share", "0.5", "--http", &http];
     let (output, report) = bench(&cluster, &options).await;
     let text = String::from_utf8(output.stdout).unwrap();

@@ -146,18 +146,6 @@ fn splits_that_are_not_recorded_yet_are_found_out_by_asking() {
 }
 
 #[test]
-fn a_batch_over_two_ranges_is_refused_and_names_the_boundary() {
-    let world = World::new(1);
-    let router = letters(&world);
-    let op = |name: &str| BatchOp::Put { key: key(name), value: Bytes::new() };
-    let batch = |names: [&str; 2]| Write::Batch { ops: names.into_iter().map(op).collect() };
-    let id = router.request_id().unwrap();
-    let error = world.run(router.write(id, batch(["a", "e"]), world.deadline(10))).unwrap_err();
-    assert_eq!(error, KvError::CrossesRanges { boundary: key("d") });
-    world.run(router.write(id, batch(["a", "c"]), world.deadline(10))).unwrap();
-}
-
-#[test]
 fn scans_go_over_ranges_in_both_directions_in_chunks_of_bounded_size() {
     let world = World::new(1);
     let router = letters(&world);

@@ -3,9 +3,7 @@
 use bytes::Bytes;
 use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::{keys, mvcc};
-use flotilla_types::{
-    Key, LockRecord, RecordError, RecordReader, RecordWriter, RequestId, Strength, Timestamp, TxnId,
-};
+use flotilla_types::{Key, LockRecord, RecordError, RecordReader, RecordWriter, RequestId, Strength, Timestamp, TxnId};
 
 const LAY: u8 = 1;
 const RELEASE: u8 = 2;

@@ -12,8 +12,8 @@ use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::keys as physical;
 use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds, Version};
 use flotilla_types::{
-    BatchOp, Increment, Key, KeySpan, RangeDescriptor, RangeError, RangeReply, Read, RecordError, RecordReader, RecordWriter,
-    Reply, RequestId, Timestamp, Write, WriteResult,
+    BatchOp, Increment, Key, KeySpan, RangeDescriptor, RangeError, RangeReply, Read, RecordError, RecordReader,
+    RecordWriter, Reply, RequestId, Timestamp, Write, WriteResult,
 };
 
 use crate::command::{Command, Versions};
@@ -240,7 +240,8 @@ pub(crate) fn number(key: &Key, value: Option<&Bytes>) -> Result<i64, Failed> {
     let Some(value) = value else { return Ok(0) };
     let bytes: Result<[u8; 8], _> = value[..].try_into();
     bytes.map(i64::from_be_bytes).map_err(|_| {
-        let what = format!("{key} holds {} bytes, and a counter is 8 bytes, big-endian: set it to one first", value.len());
+        let what =
+            format!("{key} holds {} bytes, and a counter is 8 bytes, big-endian: set it to one first", value.len());
         Failed::Answer(RangeError::Invalid { what })
     })
 }

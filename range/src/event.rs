@@ -9,8 +9,8 @@ use flotilla_storage::SstFile;
 use flotilla_storage::engine::WriteBatch;
 use flotilla_storage::log::LogOp;
 use flotilla_types::{
-    CheckId, Key, KeySpan, PushResult, PushTxn, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaHash,
-    ReplicaId, StoreId, Timestamp,
+    CheckId, Key, KeySpan, PushResult, PushTxn, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest,
+    ReplicaHash, ReplicaId, StoreId, Timestamp,
 };
 
 use crate::message::{PeerMessage, SnapshotHeader, SnapshotId};

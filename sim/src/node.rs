@@ -48,12 +48,7 @@ pub(crate) enum Want {
     Answer { token: Token, sent: Timestamp, result: Result<RangeReply, RangeError> },
     Lead(RangeDescriptor),
     Confirm(RangeId, Key),
-    Push {
-        range: RangeId,
-        number: u64,
-        keys: Vec<Key>,
-        push: Box<PushTxn>,
-    },
+    Push { range: RangeId, number: u64, keys: Vec<Key>, push: Box<PushTxn> },
     Lost { range: RangeId, why: String },
     Count(&'static str, u64),
     Later(Duration, Work),

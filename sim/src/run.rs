@@ -310,7 +310,9 @@ impl Run {
             (0..log.len()).filter(|index| log[*index].fate == Fate::Unknown).collect()
         };
         for index in unknown.into_iter().take(16) {
-            let Some(gateway) = (!up.is_empty()).then(|| up[self.world.random.random_range(0..up.len())]) else { return };
+            let Some(gateway) = (!up.is_empty()).then(|| up[self.world.random.random_range(0..up.len())]) else {
+                return;
+            };
             let Some(router) = self.world.node(gateway).map(|node| node.router.clone()) else { continue };
             self.world.executor.spawn(gateway, transactions::settle(router, Arc::clone(&self.txns), index));
         }
@@ -392,7 +394,11 @@ impl Run {
         let kind = if first.is_some() { 0 } else { self.world.random.random_range(0..3) };
         let at = if let Some(cut) = first {
             cut
-        } else if of_txns { cuts[self.world.random.random_range(0..cuts.len())].clone() } else { drawn };
+        } else if of_txns {
+            cuts[self.world.random.random_range(0..cuts.len())].clone()
+        } else {
+            drawn
+        };
         let Some(node) = self.world.node(gateway) else { return };
         let router = node.router.clone();
         let deadline = self.world.now() + Duration::from_secs(20);

@@ -347,7 +347,8 @@ fn run_alone(in_order: &[(Timestamp, &Record)]) -> Vec<String> {
                 let expected = values.get(key).copied();
                 // Transactions of one timestamp have no order among them, but those of one key have.
                 let beside = in_order.iter().enumerate().filter(|(other, (same, _))| *same == *at && *other != place);
-                let by_another = beside.flat_map(|(_, (_, other))| other.writes.get(key)).any(|value| Some(value) == seen.as_ref());
+                let by_another =
+                    beside.flat_map(|(_, (_, other))| other.writes.get(key)).any(|value| Some(value) == seen.as_ref());
                 if expected != seen.as_ref() && !by_another {
                     let (client, began) = (record.client, record.began);
                     wrong.push(format!(
@@ -366,10 +367,13 @@ fn run_alone(in_order: &[(Timestamp, &Record)]) -> Vec<String> {
 /// Nothing of an aborted transaction was seen.
 fn outcomes(log: &[Record]) -> Vec<String> {
     let appended = |record: &Record| -> Vec<u64> {
-        record.acts.iter().filter_map(|act| if let Act::Append { element, .. } = act { Some(*element) } else { None }).collect()
+        record
+            .acts
+            .iter()
+            .filter_map(|act| if let Act::Append { element, .. } = act { Some(*element) } else { None })
+            .collect()
     };
-    let aborted: BTreeSet<u64> =
-        log.iter().filter(|record| record.fate == Fate::Aborted).flat_map(appended).collect();
+    let aborted: BTreeSet<u64> = log.iter().filter(|record| record.fate == Fate::Aborted).flat_map(appended).collect();
     let seen = log.iter().filter(|record| matches!(record.fate, Fate::Committed(_))).flat_map(|record| &record.acts);
     seen.filter_map(|act| match act {
         Act::Read { list, .. } => list.iter().find(|element| aborted.contains(element)),

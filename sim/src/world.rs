@@ -18,8 +18,8 @@ use flotilla_range::message::SnapshotId;
 use flotilla_storage::engine::Engine;
 use flotilla_storage::log::{LogBatch, LogStore};
 use flotilla_types::{
-    Command, Key, KeySpan, PushTxn, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, Read, ReadAt, Reply,
-    StoreId, Timestamp, nanoseconds,
+    Command, Key, KeySpan, PushTxn, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, Read, ReadAt,
+    Reply, StoreId, Timestamp, nanoseconds,
 };
 use futures::channel::oneshot;
 use rand::{Rng, SeedableRng};

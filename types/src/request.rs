@@ -10,8 +10,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::{
-    Edge, Generation, Increment, Key, KeySpan, LogIndex, Outcome, PushResult, RangeDescriptor, RangeId, RecordOp, ReplicaId,
-    RequestId, Resolve, StoreId, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnStatus,
+    Edge, Generation, Increment, Key, KeySpan, LogIndex, Outcome, PushResult, RangeDescriptor, RangeId, RecordOp,
+    ReplicaId, RequestId, Resolve, StoreId, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnStatus,
 };
 
 /// A request to one range.

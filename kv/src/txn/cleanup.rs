@@ -93,7 +93,11 @@ impl Router {
     }
 
     /// What became of an intention, if it has ended. Decides nothing.
-    pub(crate) async fn peek_outcome(&self, handle: &TxnHandle, deadline: Duration) -> Result<Option<Outcome>, KvError> {
+    pub(crate) async fn peek_outcome(
+        &self,
+        handle: &TxnHandle,
+        deadline: Duration,
+    ) -> Result<Option<Outcome>, KvError> {
         let query = QueryTxn { meta: described(handle), settle: false };
         match self.ask_record(RecordOp::Query(query), deadline).await? {
             Reply::Queried { status: Some(TxnState::Ended(outcome)), .. } => Ok(Some(outcome)),
@@ -124,8 +128,12 @@ impl Router {
         while let Some(first) = rest.first() {
             let mut done = 1;
             let cut = |owner: &RangeDescriptor| {
-                let here: Vec<Key> =
-                    rest.iter().take(KEYS_MAX).take_while(|key| owner.span.contains(key)).map(|key| (*key).clone()).collect();
+                let here: Vec<Key> = rest
+                    .iter()
+                    .take(KEYS_MAX)
+                    .take_while(|key| owner.span.contains(key))
+                    .map(|key| (*key).clone())
+                    .collect();
                 done = here.len().max(1);
                 Cut::Ask(resolve(meta, outcome, ignored, ResolveTarget::Keys(here)))
             };

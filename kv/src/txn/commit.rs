@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use flotilla_types::{
-    Command, EndKind, EndTxn, KeySpan, Outcome, RangeDescriptor, RecordOp, Reply, Timestamp, TxnMeta,
-    TxnRefusal,
+    Command, EndKind, EndTxn, KeySpan, Outcome, RangeDescriptor, RecordOp, Reply, Timestamp, TxnMeta, TxnRefusal,
 };
 
 use super::heartbeat::spans;
 use super::{Phase, Txn, TxnHandle, aborted};
-use crate::send::{Cut, Failed, Place};
 use crate::KvError;
+use crate::send::{Cut, Failed, Place};
 
 /// How often a commit is moved up.
 const PUSHED_MAX: u32 = 10;
@@ -141,12 +140,8 @@ impl Txn {
     fn settle(&self, meta: &TxnMeta, why: String) -> KvError {
         self.beating.stop();
         let locks = self.beating.locks().iter().cloned().collect();
-        let handle = TxnHandle {
-            id: meta.id,
-            anchor: meta.anchor.clone(),
-            anchored: meta.anchored,
-            commit_id: meta.commit_id,
-        };
+        let handle =
+            TxnHandle { id: meta.id, anchor: meta.anchor.clone(), anchored: meta.anchored, commit_id: meta.commit_id };
         self.router.settle(handle.clone(), meta.clone(), self.ignored.clone(), locks);
         KvError::CommitUnknown { handle: Box::new(handle), why }
     }

@@ -25,9 +25,7 @@ mod refresh;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_types::{
-    Isolation, Key, KeySpan, Priority, RequestId, Seq, SeqRange, Timestamp, TxnId, TxnMeta, Wait,
-};
+use flotilla_types::{Isolation, Key, KeySpan, Priority, RequestId, Seq, SeqRange, Timestamp, TxnId, TxnMeta, Wait};
 
 use crate::{KvError, Router};
 use heartbeat::Beating;

@@ -10,9 +10,9 @@ use flotilla_types::{
 };
 
 use super::{Call, LIMITS, Phase, Stamps, Txn, aborted};
+use crate::KvError;
 use crate::read::{ScanChunk, ScanRequest, after, begin, trim};
 use crate::send::{Cut, Failed, Place};
-use crate::KvError;
 
 /// How often one operation is mended and sent again.
 const MENDED_MAX: u32 = 10;
@@ -54,7 +54,13 @@ impl Txn {
     ///
     /// # Errors
     /// See `KvError`.
-    pub async fn write(&mut self, key: Key, value: Option<Bytes>, wait: Wait, deadline: Duration) -> Result<(), KvError> {
+    pub async fn write(
+        &mut self,
+        key: Key,
+        value: Option<Bytes>,
+        wait: Wait,
+        deadline: Duration,
+    ) -> Result<(), KvError> {
         match self.point(TxnOp::Write { key, value }, Call { wait, deadline }).await? {
             TxnAnswer::Written => Ok(()),
             _ => Err(self.strange()),
@@ -309,7 +315,17 @@ impl Txn {
         };
         let can_forward = self.reads.spans.is_empty();
         let keep_from = self.savepoints.first().map_or(seq, |first| first.next());
-        Ok(TxnHeader { meta, read, write: write.max(read), limit: limit.max(read), seq, ignored: self.ignored.clone(), keep_from, can_forward, wait })
+        Ok(TxnHeader {
+            meta,
+            read,
+            write: write.max(read),
+            limit: limit.max(read),
+            seq,
+            ignored: self.ignored.clone(),
+            keep_from,
+            can_forward,
+            wait,
+        })
     }
 
     fn took(&mut self, reply: RangeReply) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {

@@ -7,9 +7,7 @@ use bytes::Bytes;
 use flotilla_kv::{Committed, Compare, KvError, OneShot, Savepoint, ScanRequest, Txn, TxnHandle, TxnOptions};
 use flotilla_proto::reason::Reason;
 use flotilla_proto::v1::{self, txn_request::Step, txn_response::Answer};
-use flotilla_types::{
-    Key, Outcome, RecordReader, RecordWriter, RequestId, Strength, TxnId, Wait, keys,
-};
+use flotilla_types::{Key, Outcome, RecordReader, RecordWriter, RequestId, Strength, TxnId, Wait, keys};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -178,8 +176,7 @@ impl Conversation {
             }
             Step::CompareAndSet(v1::TxnCompareAndSet { key, expected, new }) => {
                 expected.iter().chain(&new).try_for_each(|value| door.value(value))?;
-                let (swapped, actual) =
-                    txn.compare_and_set(door.key(&key)?, expected, new, wait, deadline).await?;
+                let (swapped, actual) = txn.compare_and_set(door.key(&key)?, expected, new, wait, deadline).await?;
                 Answer::Compared(v1::TxnCompared { swapped, actual })
             }
             Step::Increment(v1::TransactIncrement { key, by }) => {

@@ -13,8 +13,8 @@ use flotilla_range::liveness::{LivenessMessage, SupportView};
 use flotilla_range::message::{PeerMessage, SnapshotHeader};
 use flotilla_storage::log::LogSeq;
 use flotilla_types::{
-    CheckId, Command, PushResult, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId, StoreUuid,
-    Timestamp,
+    CheckId, Command, PushResult, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId,
+    StoreUuid, Timestamp,
 };
 use metrics::Counter;
 use tokio::sync::oneshot;

@@ -15,7 +15,8 @@ use flotilla_range::event::{Event, FlushMark, Ticket};
 use flotilla_range::fleet::RangeStatus;
 use flotilla_range::message::PeerMessage;
 use flotilla_types::{
-    BatchOp, Command, PushResult, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId, Write,
+    BatchOp, Command, PushResult, RangeDescriptor, RangeError, RangeId, RangeReply, RangeRequest, ReplicaId, StoreId,
+    Write,
 };
 use tokio::sync::oneshot;
 

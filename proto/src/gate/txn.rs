@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use flotilla_types::{
     Command, Edge, EndKind, EndTxn, Increment, Isolation, Key, KeySpan, LockedBy, Outcome, Priority, PushKind, PushTxn,
-    QueryTxn, RecordOp, RequestId, Resolve, ResolveTarget, Seq, SeqRange, Strength, Timestamp, TxnHeader, TxnId, TxnMeta,
-    TxnOp, TxnRefusal, Wait, Waiter,
+    QueryTxn, RecordOp, RequestId, Resolve, ResolveTarget, Seq, SeqRange, Strength, Timestamp, TxnHeader, TxnId,
+    TxnMeta, TxnOp, TxnRefusal, Wait, Waiter,
 };
 
 use super::request::key_in;
@@ -281,9 +281,7 @@ pub(super) fn record_out(op: &RecordOp) -> range_request::Command {
             Op::Heartbeat(wire::Heartbeat { meta: Some(meta.into()), lock_spans: spans_out(lock_spans) })
         }
         RecordOp::Push(push) => Op::Push(push_out(push)),
-        RecordOp::Query(query) => {
-            Op::Query(wire::QueryTxn { meta: Some((&query.meta).into()), settle: query.settle })
-        }
+        RecordOp::Query(query) => Op::Query(wire::QueryTxn { meta: Some((&query.meta).into()), settle: query.settle }),
         RecordOp::Collect { meta } => Op::Collect(meta.into()),
     };
     range_request::Command::Record(wire::TxnRecordStep { op: Some(op) })

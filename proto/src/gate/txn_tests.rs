@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use flotilla_types::{
-    Command, Edge, EndKind, EndTxn, Increment, Isolation, Key, KeySpan, LockedBy, Outcome, Priority, PushKind, PushResult,
-    PushTxn, QueryTxn, RangeError, RecordOp, Reply, RequestId, Resolve, ResolveTarget, Row, ScanResult, Seq, SeqRange,
-    Strength, Timestamp, TxnAnswer, TxnHeader, TxnId, TxnMeta, TxnOp, TxnRefusal, TxnState, Wait, Waiter, Write,
-    WriteResult, keys,
+    Command, Edge, EndKind, EndTxn, Increment, Isolation, Key, KeySpan, LockedBy, Outcome, Priority, PushKind,
+    PushResult, PushTxn, QueryTxn, RangeError, RecordOp, Reply, RequestId, Resolve, ResolveTarget, Row, ScanResult,
+    Seq, SeqRange, Strength, Timestamp, TxnAnswer, TxnHeader, TxnId, TxnMeta, TxnOp, TxnRefusal, TxnState, Wait,
+    Waiter, Write, WriteResult, keys,
 };
 
 fn key(n: u8) -> Key {

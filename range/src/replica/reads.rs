@@ -12,7 +12,8 @@ use std::time::Duration;
 use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::mvcc::ReadWindow;
 use flotilla_types::{
-    Command as RangeCommand, Key, KeySpan, LockRecord, LogIndex, RangeError, RangeReply, Read, ReadAt, Reply, Timestamp, TxnId,
+    Command as RangeCommand, Key, KeySpan, LockRecord, LogIndex, RangeError, RangeReply, Read, ReadAt, Reply,
+    Timestamp, TxnId,
 };
 
 use super::waits::{Due, Held, Proof};

@@ -6,8 +6,8 @@ use flotilla_storage::engine::Reader;
 use flotilla_storage::locks;
 use flotilla_storage::mvcc::ReadWindow;
 use flotilla_types::{
-    Command as RangeCommand, EndKind, EndTxn, Isolation, Key, KeySpan, Outcome, PushResult, PushTxn, RangeError, RangeReply,
-    RecordOp, Reply, Resolve, ResolveTarget, Timestamp, TxnHeader, TxnOp, TxnRefusal, Waiter,
+    Command as RangeCommand, EndKind, EndTxn, Isolation, Key, KeySpan, Outcome, PushResult, PushTxn, RangeError,
+    RangeReply, RecordOp, Reply, Resolve, ResolveTarget, Timestamp, TxnHeader, TxnOp, TxnRefusal, Waiter,
 };
 
 use super::{Open, Replica};
@@ -65,9 +65,7 @@ pub(super) fn latches(command: &RangeCommand, span: KeySpan) -> Vec<(KeySpan, Ac
             spans
         }
         RangeCommand::Resolve(resolve) => match &resolve.target {
-            ResolveTarget::Keys(keys) => {
-                keys.iter().map(|key| (KeySpan::point(key.clone()), Access::Write)).collect()
-            }
+            ResolveTarget::Keys(keys) => keys.iter().map(|key| (KeySpan::point(key.clone()), Access::Write)).collect(),
             // The locks themselves keep everybody but readers away, and those meet the locks.
             ResolveTarget::Span(_) => vec![(span, Access::Read)],
         },
@@ -119,8 +117,7 @@ impl Replica {
             let result = evaluation.run(op);
             let newer = match &result {
                 Err(Failed::Answer(
-                    RangeError::Uncertain { existing, .. }
-                    | RangeError::Txn(TxnRefusal::WriteTooOld { existing, .. }),
+                    RangeError::Uncertain { existing, .. } | RangeError::Txn(TxnRefusal::WriteTooOld { existing, .. }),
                 )) => Some(*existing),
                 _ => None,
             };
@@ -226,7 +223,9 @@ impl Replica {
             .iter()
             .filter_map(|edit| if let Edit::Release { key, .. } = edit { Some(key) } else { None })
             .collect();
-        released.retain(|key| !edits.iter().any(|edit| matches!(edit, Edit::Version { key: written, .. } if written == *key)));
+        released.retain(|key| {
+            !edits.iter().any(|edit| matches!(edit, Edit::Version { key: written, .. } if written == *key))
+        });
         if released.is_empty() {
             return None;
         }
@@ -241,7 +240,13 @@ impl Replica {
     }
 
     /// A request met foreign locks.
-    pub(super) fn wait_for_locks(&mut self, ctx: &Ctx<'_>, open: Open, blockers: Vec<crate::transact::Blocker>, effects: &mut Vec<Effect>) {
+    pub(super) fn wait_for_locks(
+        &mut self,
+        ctx: &Ctx<'_>,
+        open: Open,
+        blockers: Vec<crate::transact::Blocker>,
+        effects: &mut Vec<Effect>,
+    ) {
         effects.push(Effect::Count("flotilla_txn_lock_waits_total", 1));
         self.lock_waits.wait(open, blockers, ctx.mono);
     }
@@ -265,7 +270,13 @@ impl Replica {
     }
 
     /// A push was answered, or given up.
-    pub(crate) fn pushed(&mut self, ctx: &Ctx<'_>, number: u64, result: Option<&PushResult>, effects: &mut Vec<Effect>) {
+    pub(crate) fn pushed(
+        &mut self,
+        ctx: &Ctx<'_>,
+        number: u64,
+        result: Option<&PushResult>,
+        effects: &mut Vec<Effect>,
+    ) {
         if let Some(open) = self.lock_waits.pushed(number, result) {
             self.again(ctx, open, effects);
         }

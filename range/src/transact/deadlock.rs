@@ -100,7 +100,8 @@ mod tests {
     fn all_members_of_a_circle_name_the_same_victim_and_bystanders_are_spared() {
         let w: Vec<_> = [50, 10, 40, 90, 20, 99].into_iter().zip(1..).map(|(born, n)| waiter(n, born)).collect();
         // 1 → 2 → 3 → 4 → 5 → 1; number 6, the youngest, only waits for 3.
-        let edges = [edge(&w[0], &w[1]), edge(&w[1], &w[2]), edge(&w[2], &w[3]), edge(&w[3], &w[4]), edge(&w[4], &w[0])];
+        let edges =
+            [edge(&w[0], &w[1]), edge(&w[1], &w[2]), edge(&w[2], &w[3]), edge(&w[3], &w[4]), edge(&w[4], &w[0])];
         let with_bystander: Vec<_> = edges.iter().cloned().chain([edge(&w[5], &w[2])]).collect();
         for (at, edge) in edges.iter().enumerate() {
             let holder = &w[(at + 1) % 5];

@@ -3,15 +3,15 @@
 
 use bytes::Bytes;
 use flotilla_storage::engine::{EngineError, Reader};
-use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds, Version};
 use flotilla_storage::locks;
+use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds, Version};
 use flotilla_types::{
-    HISTORY_MAX, Increment, Key, KeySpan, LockRecord, LockedBy, OwnValue, RangeError, RangeReply, Reply, Row, ScanResult,
-    Seq, Strength, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnRefusal, Wait, is_ignored,
+    HISTORY_MAX, Increment, Key, KeySpan, LockRecord, LockedBy, OwnValue, RangeError, RangeReply, Reply, Row,
+    ScanResult, Seq, Strength, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnRefusal, Wait, is_ignored,
 };
 
-use super::conflicts::{self, Passes};
 use super::Blocker;
+use super::conflicts::{self, Passes};
 use crate::edit::Edit;
 use crate::evaluate::{Evaluated, Failed, earlier_try, number, sum};
 
@@ -92,9 +92,7 @@ impl Evaluation<'_> {
         let lock = own?;
         match lock.own_value(self.sees(), &self.header.ignored) {
             OwnValue::Below => None,
-            OwnValue::Value(value) => {
-                Some(value.map(|value| Row { key: key.clone(), value, timestamp: lock.ts }))
-            }
+            OwnValue::Value(value) => Some(value.map(|value| Row { key: key.clone(), value, timestamp: lock.ts })),
         }
     }
 
@@ -112,8 +110,8 @@ impl Evaluation<'_> {
     }
 
     fn scan(&self, span: &KeySpan, bounds: ScanBounds) -> Result<Evaluated, Failed> {
-        let mut result = mvcc::scan(self.reader, span, self.window(), bounds)
-            .map_err(|error| of_mvcc(error, self.header.read))?;
+        let mut result =
+            mvcc::scan(self.reader, span, self.window(), bounds).map_err(|error| of_mvcc(error, self.header.read))?;
         let seen = covered(span, bounds.reverse, result.resume.as_ref());
         let (blockers, own) = self.meets_in(&seen, |key, lock| self.blocks_read(key, lock, self.window()))?;
         if !blockers.is_empty() {
@@ -352,8 +350,8 @@ impl Evaluation<'_> {
 
     fn delete_range(&self, span: &KeySpan, keys_max: u64) -> Result<Evaluated, Failed> {
         let bounds = ScanBounds { reverse: false, rows_max: keys_max.clamp(1, PIECE_KEYS), bytes_max: u64::MAX };
-        let mut rows = mvcc::scan(self.reader, span, self.window(), bounds)
-            .map_err(|error| of_mvcc(error, self.header.read))?;
+        let mut rows =
+            mvcc::scan(self.reader, span, self.window(), bounds).map_err(|error| of_mvcc(error, self.header.read))?;
         let seen = covered(span, false, rows.resume.as_ref());
         let me = Some(self.header.meta.id);
         let (blockers, own) = self.meets_in(&seen, |key, lock| conflicts::of_lock(key, lock, me, false))?;

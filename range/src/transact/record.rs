@@ -222,9 +222,7 @@ impl Rules {
 
     fn push(&self, push: &PushTxn, known: Known) -> Result<Decision, Failed> {
         let pushee = &push.pushee;
-        let says = |outcome, ignored, lock_spans| {
-            Reply::Pushed(PushResult::Final { outcome, ignored, lock_spans })
-        };
+        let says = |outcome, ignored, lock_spans| Reply::Pushed(PushResult::Final { outcome, ignored, lock_spans });
         if let Some((outcome, ignored, spans)) = self.ended(pushee, &known) {
             return self.answer(says(outcome, ignored, spans));
         }

@@ -58,9 +58,8 @@ impl LockRecord {
         let newest = (self.seq, self.strength, &self.value);
         let older = self.history.iter().rev().map(|(seq, strength, value)| (*seq, *strength, value));
         let mut seen = std::iter::once(newest).chain(older);
-        let found = seen.find(|(at, strength, _)| {
-            *strength == Strength::Intent && *at <= seq && !is_ignored(ignored, *at)
-        });
+        let found =
+            seen.find(|(at, strength, _)| *strength == Strength::Intent && *at <= seq && !is_ignored(ignored, *at));
         found.map_or(OwnValue::Below, |(_, _, value)| OwnValue::Value(value.clone()))
     }
 
@@ -75,9 +74,10 @@ impl LockRecord {
     pub fn encode(&self) -> Bytes {
         let record = self.txn.write(RecordWriter::new(VERSION)).timestamp(self.ts).timestamp(self.local_ts);
         let record = entry(record, self.seq, self.strength, self.value.as_ref()).u32(self.history.len() as u32);
-        let record = self.history.iter().fold(record, |record, (seq, strength, value)| {
-            entry(record, *seq, *strength, value.as_ref())
-        });
+        let record = self
+            .history
+            .iter()
+            .fold(record, |record, (seq, strength, value)| entry(record, *seq, *strength, value.as_ref()));
         record.finish().into()
     }
 

@@ -44,7 +44,10 @@ impl TxnRecord {
         let record = self.meta.write(RecordWriter::new(RECORD_VERSION).u8(status).timestamp(at));
         let record = write_ignored(record.timestamp(self.heartbeat), &self.ignored).u32(self.lock_spans.len() as u32);
         let spans = self.lock_spans.iter();
-        spans.fold(record, |record, span| record.bytes(span.start.as_bytes()).bytes(span.end.as_bytes())).finish().into()
+        spans
+            .fold(record, |record, span| record.bytes(span.start.as_bytes()).bytes(span.end.as_bytes()))
+            .finish()
+            .into()
     }
 
     /// Reads the record.

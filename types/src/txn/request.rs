@@ -321,7 +321,9 @@ pub enum TxnRefusal {
         other: Option<TxnId>,
     },
     /// The transaction's record says that it was aborted.
-    #[error("the transaction was aborted: another one needed its locks, or its coordinator was not heard of for too long")]
+    #[error(
+        "the transaction was aborted: another one needed its locks, or its coordinator was not heard of for too long"
+    )]
     Aborted,
     /// The lock is held and the request does not wait.
     #[error("{} is locked by transaction {}", .0.key, .0.holder)]
