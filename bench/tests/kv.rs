@@ -8,6 +8,7 @@ mod fake;
 use std::process::Output;
 
 use fake::{Cluster, Fault};
+use flotilla_client::Reason;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flotilla_kv::{KvError, ScanRequest};
 use flotilla_types::{
-    BatchOp, CheckId, ConfTarget, Key, KeySpan, RangeId, RequestId, StoreId, Timestamp, Write, WriteResult, keys,
+    CheckId, ConfTarget, Key, KeySpan, RangeId, RequestId, StoreId, Timestamp, Write, WriteResult, keys,
 };
 use world::{Faults, MAX_OFFSET, STORES, World};
 

@@ -45,8 +45,9 @@ impl From<RecordError> for Failed {
     }
 }
 
-/// What a request comes to.
+/// What a request comes to. Large, but handed over once and never kept: a box would cost each write an allocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant)]
 pub(crate) enum Evaluated {
     /// Foreign locks are in the way.
     Blocked(Vec<Blocker>),

@@ -314,6 +314,24 @@ impl Kv for Node {
         })
         .await
     }
+
+    async fn increment(&self, _: Request<v1::IncrementRequest>) -> Result<Response<v1::IncrementResponse>, Status> {
+        Err(Status::unimplemented("a map has no counters"))
+    }
+
+    async fn transact(&self, _: Request<v1::TransactRequest>) -> Result<Response<v1::TransactResponse>, Status> {
+        Err(Status::unimplemented("a map has no transactions"))
+    }
+
+    type TxnStream = Chunks<v1::TxnResponse>;
+
+    async fn txn(&self, _: Request<tonic::Streaming<v1::TxnRequest>>) -> Result<Response<Self::TxnStream>, Status> {
+        Err(Status::unimplemented("a map has no transactions"))
+    }
+
+    async fn outcome(&self, _: Request<v1::OutcomeRequest>) -> Result<Response<v1::OutcomeResponse>, Status> {
+        Err(Status::unimplemented("a map has no transactions"))
+    }
 }
 
 fn descriptor(range_id: u64, start: &'static [u8], end: &'static [u8]) -> v1::RangeDescriptor {

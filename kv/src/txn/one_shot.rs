@@ -142,7 +142,8 @@ impl Router {
                 Err(error) => return Err(error),
             }
         }
-        if !writes && !(then.is_empty() && compares.is_empty()) {
+        let fixed = writes || (then.is_empty() && compares.is_empty());
+        if !fixed {
             // What it writes depends on what it read, and an earlier try may have written and so changed that.
             let born = Timestamp::from_wall(id.born_ms().saturating_mul(1_000_000));
             let handle = TxnHandle { id: own.into(), anchor: anchor.clone(), anchored: born, commit_id: id };

@@ -15,6 +15,9 @@ use super::conflicts::{self, Passes};
 use crate::edit::Edit;
 use crate::evaluate::{Evaluated, Failed, earlier_try, number, sum};
 
+/// A lock of the transaction itself.
+type Own = (Key, LockRecord);
+
 /// Keys that one piece of a range delete locks.
 const PIECE_KEYS: u64 = 256;
 
@@ -130,7 +133,7 @@ impl Evaluation<'_> {
         &self,
         span: &KeySpan,
         judge: impl Fn(&Key, &LockRecord) -> Option<Blocker>,
-    ) -> Result<(Vec<Blocker>, Vec<(Key, LockRecord)>), Failed> {
+    ) -> Result<(Vec<Blocker>, Vec<Own>), Failed> {
         let (mut blockers, mut own) = (Vec::new(), Vec::new());
         if self.locked {
             locks::each(self.reader, span, |key, lock| {
@@ -145,7 +148,7 @@ impl Evaluation<'_> {
     }
 
     /// Puts own writes over the rows of a scan.
-    fn overlay(&self, result: &mut ScanResult, own: Vec<(Key, LockRecord)>, bounds: ScanBounds) {
+    fn overlay(&self, result: &mut ScanResult, own: Vec<Own>, bounds: ScanBounds) {
         let mut changed = false;
         for (key, lock) in own {
             let Some(row) = self.own_row(&key, Some(&lock)) else { continue };

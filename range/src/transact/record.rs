@@ -47,6 +47,7 @@ pub(crate) struct Rules {
 
 /// What a record decides.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "as Evaluated")]
 pub(crate) enum Decision {
     /// As for any operation.
     Evaluated(Evaluated),
