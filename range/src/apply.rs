@@ -6,7 +6,7 @@ use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::log::LogEntry;
 use flotilla_storage::mvcc;
 use flotilla_storage::state::{Applied, LeaseState, Thresholds};
-use flotilla_types::{CheckId, LogIndex, RangeDescriptor, RequestId, Term};
+use flotilla_types::{CheckId, LogIndex, RangeDescriptor, RequestId, Term, Timestamp};
 use protobuf::Message as _;
 use raft::eraftpb::ConfChangeV2;
 
@@ -44,6 +44,8 @@ pub(crate) struct Effects {
     pub(crate) split: Option<Box<Born>>,
     /// The state as of this entry is to be hashed.
     pub(crate) check: Option<CheckId>,
+    /// The threshold of old versions was raised, and about how many bytes go.
+    pub(crate) gc: Option<(Timestamp, u64)>,
 }
 
 impl State {
@@ -140,7 +142,7 @@ impl State {
                     && self.descriptor.split(&right.span.start, right.range) == Some((left.clone(), right.clone()));
                 term == self.lease.term && !self.lease.ended && fits
             }
-            Command::Check { .. } | Command::EndLease { .. } | Command::Forget { .. } => {
+            Command::Check { .. } | Command::EndLease { .. } | Command::Forget { .. } | Command::Gc { .. } => {
                 term == self.lease.term && !self.lease.ended
             }
             // Only beside the library's own.
@@ -192,7 +194,13 @@ impl State {
                 let record = keys::range_record(self.descriptor.range, RangeRecord::Thresholds);
                 batch.put(record, self.thresholds.encode());
             }
-            Command::ChangeReplicas { .. } => {}
+            Command::Gc { threshold, garbage } if threshold > self.thresholds.gc => {
+                self.thresholds.gc = threshold;
+                let record = keys::range_record(self.descriptor.range, RangeRecord::Thresholds);
+                batch.put(record, self.thresholds.encode());
+                effects.gc = Some((threshold, garbage));
+            }
+            Command::Gc { .. } | Command::ChangeReplicas { .. } => {}
         }
     }
 }

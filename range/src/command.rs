@@ -14,6 +14,7 @@ const CHECK: u8 = 4;
 const END: u8 = 5;
 const SPLIT: u8 = 6;
 const FORGET: u8 = 7;
+const GC: u8 = 8;
 
 /// One replicated command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +61,13 @@ pub enum Command {
         floor_ms: u64,
         /// Whose records go: all were born below the floor.
         finished: Vec<(Key, RequestId)>,
+    },
+    /// Old versions may go (transactions 7.1).
+    Gc {
+        /// Reads at or below are refused from now on. Only rises: a lower one than before changes nothing.
+        threshold: Timestamp,
+        /// About how many bytes the leader thinks will go: whether it is worth rewriting files for.
+        garbage: u64,
     },
 }
 
@@ -109,6 +117,7 @@ impl Command {
                 }
                 record.finish().into()
             }
+            Self::Gc { threshold, garbage } => record.u8(GC).timestamp(*threshold).u64(*garbage).finish().into(),
             Self::EndLease { floor } => record.u8(END).timestamp(*floor).finish().into(),
         }
     }
@@ -133,6 +142,7 @@ impl Command {
             },
             CHECK => Self::Check { check: CheckId(record.u64()?) },
             FORGET => decode_forget(&mut record)?,
+            GC => Self::Gc { threshold: record.timestamp()?, garbage: record.u64()? },
             END => Self::EndLease { floor: record.timestamp()? },
             _ => return record.refuse("it is of an unknown kind"),
         };
@@ -196,6 +206,7 @@ mod tests {
             Command::Check { check: CheckId(9) },
             Command::EndLease { floor: timestamp },
             Command::Forget { floor_ms: 7, finished: vec![(keys::user(b"a"), RequestId([7; 16]))] },
+            Command::Gc { threshold: timestamp, garbage: 7 },
         ] {
             let bytes = command.encode();
             assert_eq!(Command::decode(&bytes), Ok(command));

@@ -25,10 +25,12 @@ use flotilla_storage::engine::Reader;
 use flotilla_storage::log::{LogHead, LogOp};
 use flotilla_types::{KeySpan, LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Term, Timestamp};
 
+use crate::apply::State;
 use crate::boot::{self, BootError};
 use crate::cache_budget::CacheBudget;
 use crate::event::{Effect, Event, FlushMark, Now, Ticket};
 use crate::flush::{Act, AfterFlush};
+use crate::gc::GcConfig;
 use crate::message::{BeatReply, PeerMessage};
 use crate::raft::{self, Ctx, Group, GroupBoot, GroupConfig, GroupReady, LogRead, Role, Support};
 use crate::replica::Replica;
@@ -52,6 +54,8 @@ pub struct FleetConfig {
     pub boot: u32,
     /// Of every group.
     pub group: GroupConfig,
+    /// When old versions go.
+    pub gc: GcConfig,
 }
 
 /// A range as this store sees it, for people and metrics.
@@ -83,6 +87,8 @@ pub struct RangeStatus {
     pub is_lost: bool,
     /// It sleeps: nothing is asked of it.
     pub asleep: bool,
+    /// Reads at or below are refused; zero if there is no such threshold.
+    pub gc_threshold: Timestamp,
 }
 
 impl RangeStatus {
@@ -101,6 +107,7 @@ impl RangeStatus {
             truncated: replica.group.truncated().index,
             is_lost: replica.group.lost().is_some(),
             asleep: replica.slumber.asleep,
+            gc_threshold: replica.state.thresholds.gc,
         }
     }
 }
@@ -147,6 +154,12 @@ pub struct Fleet {
     support_changed: bool,
     /// No turn was made yet.
     fresh: bool,
+}
+
+/// Lets the engine know of a threshold that is durable.
+fn publish(state: &State, threshold: Timestamp, garbage: u64) -> Option<Effect> {
+    let span = state.descriptor.span.clone();
+    (threshold > Timestamp::ZERO).then_some(Effect::PublishGc { span, threshold, garbage })
 }
 
 impl Fleet {
@@ -226,6 +239,8 @@ impl Fleet {
             });
             match started {
                 Ok(group) => {
+                    // What a restart finds is what was flushed.
+                    effects.extend(publish(&found.state, found.state.thresholds.gc, 0));
                     let mut replica = Replica::new(found.me, fleet.config.store, group, found.state);
                     // What a restart finds is what was flushed.
                     replica.keeping.flushed = replica.state.applied.pos.index;
@@ -434,6 +449,12 @@ impl Fleet {
             Act::MayTruncate { range } => self.flushed(ctx, range, through, turn),
             Act::RemoveLog { range } => self.remove_log(range, turn),
             Act::DropBirth { range } => self.drop_birth(range, turn),
+            Act::PublishGc { range, threshold, garbage } => {
+                // Of the keys that it still has: what was cut off meanwhile waits for its own next threshold. A merge, once
+                // there are some, must not widen it: the other half's threshold may not be flushed.
+                let replica = self.replicas.get(&range);
+                turn.effects.extend(replica.and_then(|replica| publish(&replica.state, threshold, garbage)));
+            }
         }
     }
 
@@ -554,6 +575,7 @@ impl Fleet {
         replica.evaluate_granted(ctx, engine, &mut turn.effects);
         replica.prove_leadership(ctx);
         replica.forget_finished(ctx, engine, &mut turn.effects);
+        replica.collect_garbage(ctx, &self.config.gc, engine, &mut turn.effects);
         replica.leave_joint(ctx);
         replica.give_up_if_wrong(ctx, &mut turn.effects);
         let suspended_long = self.suspended && ctx.mono.saturating_sub(self.suspended_at) >= SUSPENDED_LONG;

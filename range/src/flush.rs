@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use flotilla_types::RangeId;
+use flotilla_types::{RangeId, Timestamp};
 
 use crate::event::FlushMark;
 
@@ -23,6 +23,15 @@ pub(crate) enum Act {
     RemoveLog {
         /// Range.
         range: RangeId,
+    },
+    /// A raised threshold is durable: what lies below may go.
+    PublishGc {
+        /// Range.
+        range: RangeId,
+        /// Which one.
+        threshold: Timestamp,
+        /// About how many bytes go.
+        garbage: u64,
     },
     /// The split that made the range is durable.
     DropBirth {

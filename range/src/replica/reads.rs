@@ -81,6 +81,7 @@ impl Replica {
         if window.at > ctx.now.plus(self.group.max_offset()).max(self.state.lease.start) {
             return Err(RangeError::FutureTimestamp { timestamp: window.at });
         }
+        self.check_threshold(window.at)?;
         let mut redone = 0;
         loop {
             if !self.may_serve(ctx, window, open.proof) {

@@ -1,0 +1,295 @@
+//! Old versions: what the leader knows of them, and when it raises the threshold (docs/durability.md, "Old versions").
+//!
+//! What a write hides the leader learns while it evaluates the write, at no cost. What was hidden before its term it looks
+//! for, page by page, while the range is awake anyway. If enough of it is older than versions have to be kept, the leader
+//! proposes a higher threshold. It never wakes a range for that.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_storage::engine::{Cursor, EngineError, Reader};
+use flotilla_storage::{keys, mvcc};
+use flotilla_types::{KeySpan, RangeError, RequestId, Timestamp, Write};
+
+use super::Replica;
+use crate::command::{Command, Versions};
+use crate::evaluate::BIRTH_SLACK;
+use crate::event::Effect;
+use crate::gc::{Ages, GcConfig, highest};
+use crate::raft::Ctx;
+
+/// Versions that one page takes in, pages of one pass, and the time between two of them. After a restart many ranges look
+/// at the same time, in one thread: a page takes a tenth of a millisecond.
+const PAGE: usize = 256;
+const PAGES_PER_PASS: u32 = 32;
+const PAGE_EVERY: Duration = Duration::from_secs(1);
+/// Writes that are told apart between two looks; more of them count as one, of the age of the last.
+const HIDDEN_MAX: usize = 64;
+/// A version's record beyond its key and payload, about.
+const OVERHEAD: u64 = 40;
+
+/// What a leader knows of its range's garbage.
+#[derive(Debug, Default)]
+pub(super) struct Garbage {
+    ages: Ages,
+    /// Hidden by this replica's writes and not yet among the ages.
+    hidden: Vec<(Timestamp, u64)>,
+    /// What was there before the term began, as far as nobody looked yet.
+    look: Option<Look>,
+    /// The term just began.
+    fresh: bool,
+    look_at: Duration,
+}
+
+/// A walk over the range's versions, many pages long.
+#[derive(Debug, Default)]
+struct Look {
+    /// Where it goes on; nothing: at the start.
+    cursor: Option<Vec<u8>>,
+    /// The key whose versions it stands in, and the one of them that it met last.
+    above: Option<(Vec<u8>, Timestamp)>,
+    pages: u32,
+}
+
+impl Garbage {
+    /// A new term: what is there is not known.
+    pub(super) fn starts(&mut self, mono: Duration) {
+        *self = Self { fresh: true, look: Some(Look::default()), look_at: mono, ..Self::default() };
+    }
+
+    /// When to look next, if there is anything to look at.
+    pub(super) fn next_wake(&self) -> Option<Duration> {
+        let any = self.look.is_some() || !self.hidden.is_empty() || !self.ages.is_empty();
+        any.then_some(self.look_at)
+    }
+
+    /// A write of this leader hides so much.
+    fn hides(&mut self, at: Timestamp, bytes: u64) {
+        let full = self.hidden.len() >= HIDDEN_MAX;
+        match self.hidden.last_mut() {
+            Some((last, sum)) if full => (*last, *sum) = (at.max(*last), *sum + bytes),
+            _ => self.hidden.push((at, bytes)),
+        }
+    }
+
+    /// The threshold is in force: what it lets go is no matter of this leader any more.
+    pub(super) fn passed(&mut self, threshold: Timestamp) {
+        self.ages.forget(threshold);
+    }
+}
+
+impl Look {
+    /// Counts what a page holds; says whether it was the last.
+    fn page(
+        &mut self,
+        engine: &dyn Reader,
+        span: &KeySpan,
+        counts: &mut dyn FnMut(Timestamp, u64),
+    ) -> Result<bool, EngineError> {
+        let (start, end) = keys::version_span(span);
+        let mut cursor = engine.cursor(&start, &end);
+        let mut there = cursor.seek(self.cursor.as_ref().unwrap_or(&start))?;
+        for _ in 0..PAGE {
+            if !there {
+                return Ok(true);
+            }
+            let bytes = (cursor.key().len() + cursor.value().len()) as u64;
+            if let Some((prefix, at)) = keys::split_version(cursor.key()) {
+                // A delete marker hides itself.
+                let deletes = mvcc::is_deletion(cursor.value())?;
+                let hider = self.above.as_ref().filter(|(key, _)| key == prefix).map(|(_, at)| *at);
+                if let Some(since) = if deletes { Some(at) } else { hider } {
+                    counts(since, bytes);
+                }
+                self.above = Some((prefix.to_vec(), at));
+            }
+            there = cursor.next()?;
+        }
+        self.cursor = there.then(|| cursor.key().to_vec());
+        Ok(!there)
+    }
+}
+
+/// The engine as one write's evaluation sees it, which counts what it finds on its way.
+pub(super) struct Hiding<'a> {
+    engine: &'a dyn Reader,
+    /// Of newest versions that are no delete markers.
+    found: Cell<u64>,
+    /// Of what a scan took in.
+    walked: Cell<u64>,
+}
+
+impl<'a> Hiding<'a> {
+    pub(super) const fn new(engine: &'a dyn Reader) -> Self {
+        Self { engine, found: Cell::new(0), walked: Cell::new(0) }
+    }
+
+    /// About what these versions hide.
+    fn bytes(&self, write: &Write, versions: &Versions) -> u64 {
+        let hidden = if matches!(write, Write::DeleteRange { .. }) { &self.walked } else { &self.found };
+        let markers = versions.changes.iter().filter(|(_, value)| value.is_none());
+        hidden.get() + markers.map(|(key, _)| key.as_bytes().len() as u64 + OVERHEAD).sum::<u64>()
+    }
+}
+
+impl Reader for Hiding<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.engine.get(key)
+    }
+
+    fn cursor<'a>(&'a self, lower: &[u8], upper: &[u8]) -> Box<dyn Cursor + 'a> {
+        Box::new(Walked { cursor: self.engine.cursor(lower, upper), bytes: &self.walked })
+    }
+
+    fn first_in_prefix(&self, seek: &[u8], upper: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        let found = self.engine.first_in_prefix(seek, upper)?;
+        if let Some((key, value)) = &found
+            && !mvcc::is_deletion(value)?
+        {
+            self.found.set(self.found.get() + (key.len() + value.len()) as u64);
+        }
+        Ok(found)
+    }
+}
+
+struct Walked<'a> {
+    cursor: Box<dyn Cursor + 'a>,
+    bytes: &'a Cell<u64>,
+}
+
+impl Cursor for Walked<'_> {
+    fn seek(&mut self, key: &[u8]) -> Result<bool, EngineError> {
+        self.cursor.seek(key)
+    }
+
+    fn seek_before(&mut self, key: &[u8]) -> Result<bool, EngineError> {
+        self.cursor.seek_before(key)
+    }
+
+    fn next(&mut self) -> Result<bool, EngineError> {
+        self.cursor.next()
+    }
+
+    fn prev(&mut self) -> Result<bool, EngineError> {
+        self.cursor.prev()
+    }
+
+    fn key(&self) -> &[u8] {
+        self.cursor.key()
+    }
+
+    fn value(&self) -> &[u8] {
+        let value = self.cursor.value();
+        self.bytes.set(self.bytes.get() + (self.cursor.key().len() + value.len()) as u64);
+        value
+    }
+}
+
+impl Replica {
+    /// Refuses what is asked of a time that was given up. A read exactly at the threshold is refused, too: of a key that
+    /// was deleted at or below nothing may be left that says so.
+    pub(super) fn check_threshold(&self, timestamp: Timestamp) -> Result<(), RangeError> {
+        let threshold = self.state.thresholds.gc;
+        if timestamp <= threshold && threshold > Timestamp::ZERO {
+            return Err(RangeError::BelowGcThreshold { timestamp, threshold });
+        }
+        Ok(())
+    }
+
+    /// Refuses a write that might have been done by a version that is gone.
+    pub(super) fn check_known(&self, id: RequestId) -> Result<(), RangeError> {
+        let threshold = self.state.thresholds.gc;
+        let floor = threshold.plus(BIRTH_SLACK);
+        if threshold > Timestamp::ZERO && id.born_ms().saturating_mul(1_000_000) < floor.wall {
+            return Err(RangeError::TooOld { range: self.state.descriptor.range, floor });
+        }
+        Ok(())
+    }
+
+    /// A write was evaluated, on this engine, and goes into the log.
+    pub(super) fn note_hidden(&mut self, hiding: &Hiding<'_>, write: &Write, versions: &Versions) {
+        let bytes = hiding.bytes(write, versions);
+        if bytes > 0 {
+            self.garbage.hides(versions.timestamp, bytes);
+        }
+    }
+
+    /// The oldest lock of the range: the threshold stays below. Nobody lays locks yet.
+    #[allow(clippy::unused_self, reason = "locks come with transactions")]
+    const fn oldest_lock(&self) -> Option<Timestamp> {
+        None
+    }
+
+    /// The least timestamp that is protected in the range (transactions 7.3). Nobody protects any yet.
+    #[allow(clippy::unused_self, reason = "protected timestamps come with backups")]
+    const fn least_protected(&self) -> Option<Timestamp> {
+        None
+    }
+
+    /// Looked at once a turn of an awake leader.
+    pub(crate) fn collect_garbage(
+        &mut self,
+        ctx: &Ctx<'_>,
+        config: &GcConfig,
+        engine: &dyn Reader,
+        effects: &mut Vec<Effect>,
+    ) {
+        let due = self.garbage.next_wake().is_some_and(|at| at <= ctx.mono);
+        if !due || self.slumber.asleep || !self.group.usable() {
+            return;
+        }
+        let range = self.state.descriptor.range;
+        if std::mem::take(&mut self.garbage.fresh) {
+            // Not all ranges of a store at the same time.
+            let spread = config.every.mul_f64((range.0 % 16) as f64 / 16.0);
+            self.garbage.look_at = ctx.mono + config.every + spread;
+            return;
+        }
+        for (at, bytes) in std::mem::take(&mut self.garbage.hidden) {
+            self.garbage.ages.add(config.ttl, at, bytes);
+        }
+        if self.look_back(ctx, config, engine) {
+            return;
+        }
+        self.garbage.look_at = ctx.mono + config.every;
+        let threshold = highest(ctx.now, config.ttl, self.least_protected(), self.oldest_lock());
+        let garbage = self.garbage.ages.up_to(threshold);
+        if garbage < config.worth_bytes.max(1) || threshold <= self.state.thresholds.gc {
+            return;
+        }
+        // If it is lost, the next look proposes it again.
+        match self.group.propose(ctx, self.alone(&Command::Gc { threshold, garbage })) {
+            Ok(_) => effects.push(Effect::Count("flotilla_gc_thresholds_raised_total", 1)),
+            Err(refused) => tracing::debug!(%range, %refused, "the GC threshold was not raised"),
+        }
+    }
+
+    /// One page of what the terms before left. Says whether the pass is to go on.
+    fn look_back(&mut self, ctx: &Ctx<'_>, config: &GcConfig, engine: &dyn Reader) -> bool {
+        let Some(mut look) = self.garbage.look.take() else { return false };
+        // What was hidden in this term was counted then, and what was given up before is going.
+        let (from, until) = (self.state.thresholds.gc, self.state.lease.start);
+        let ages = &mut self.garbage.ages;
+        let mut count = |since, bytes| {
+            if from < since && since < until {
+                ages.add(config.ttl, since, bytes);
+            }
+        };
+        match look.page(engine, &self.state.descriptor.span, &mut count) {
+            Ok(true) => return false,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(range = %self.state.descriptor.range, %error, "old versions could not be read");
+                return false;
+            }
+        }
+        look.pages += 1;
+        let goes_on = look.pages % PAGES_PER_PASS != 0;
+        self.garbage.look = Some(look);
+        if goes_on {
+            self.garbage.look_at = ctx.mono + PAGE_EVERY;
+        }
+        goes_on
+    }
+}
