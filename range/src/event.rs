@@ -210,6 +210,11 @@ pub enum Effect {
         /// About how many bytes the range's leader thinks will go; 0 if nobody looked.
         garbage: u64,
     },
+    /// A replica of this span is destroyed: nothing in it goes by a threshold, until the next one is published.
+    WithdrawGc {
+        /// The logical keys.
+        span: KeySpan,
+    },
     /// Flush the engine soon: something waits for a mark.
     Flush,
     /// This store leads the range and its descriptor is new, or it just became leader: keep the addressing records true.

@@ -452,7 +452,8 @@ impl Fleet {
             Act::PublishGc { range, threshold, garbage } => {
                 // Of the keys that it still has: what was cut off meanwhile waits for its own next threshold. A merge, once
                 // there are some, must not widen it: the other half's threshold may not be flushed.
-                let replica = self.replicas.get(&range);
+                // And nobody rewrites files that are known to be damaged.
+                let replica = self.replicas.get(&range).filter(|replica| replica.group.lost().is_none());
                 turn.effects.extend(replica.and_then(|replica| publish(&replica.state, threshold, garbage)));
             }
         }

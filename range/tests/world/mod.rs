@@ -357,7 +357,7 @@ impl World {
                         node.events.push(Event::Ingested(id));
                     }
                     Effect::PublishGc { span, threshold, .. } => engine.gc().publish(&span, threshold),
-                    Effect::Reclaim { span } => engine.gc().forget(&span),
+                    Effect::WithdrawGc { span } => engine.gc().forget(&span),
                     Effect::Peers(stores) => peers = Some(stores),
                     Effect::Flush => self.flushes.push(store),
                     Effect::Confirm { range, .. } => self.confirms.push((store, range)),
