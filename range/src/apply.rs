@@ -162,6 +162,8 @@ impl State {
             Command::LeaseStart { replica, store, start } => {
                 let LeaseState { read_floor, seq, .. } = self.lease;
                 let start = start.max(read_floor.next()).max(self.applied.closed.next());
+                // What is read and written in the present lies above what is refused, whatever this leader's clock says.
+                let start = start.max(self.thresholds.gc.next());
                 self.lease = LeaseState { term, replica, store, start, ended: false, read_floor, seq: seq + 1 };
             }
             Command::Write(versions) => {
