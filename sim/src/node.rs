@@ -61,6 +61,7 @@ pub(crate) enum Work {
     Liveness,
     Synced,
     Flush,
+    Compact,
     Ingest(SnapshotId),
 }
 
@@ -254,6 +255,7 @@ impl Host {
                 node.flush_at = None;
                 return self.flush(env);
             }
+            Work::Compact => self.compact(env),
             Work::Synced => return self.synced(env),
             Work::Ingest(id) => return self.ingest(env, id),
             Work::Turn | Work::Liveness | Work::Flush => {}
@@ -358,6 +360,8 @@ impl Host {
             Effect::PublishGc { span, threshold, .. } => {
                 engine.gc().publish(&span, threshold);
                 env.wants.push(Want::Count("GC thresholds published", 1));
+                let at = env.time + Duration::from_millis(env.random.random_range(0..3000));
+                env.later(at, Work::Compact);
             }
             Effect::WithdrawGc { span } => engine.gc().forget(&span),
             Effect::Discard { files } => {
