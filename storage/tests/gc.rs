@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use flotilla_storage::engine::{Engine, Reader, WriteBatch};
-use flotilla_storage::keys;
 use flotilla_storage::memory::MemoryEngine;
 use flotilla_storage::mvcc::{self, ReadWindow, ScanBounds};
 use flotilla_storage::rocks::{RocksEngine, RocksOptions};
+use flotilla_storage::{SstFile, keys};
 use flotilla_types::{Key, KeySpan, Timestamp};
 use proptest::prelude::*;
 
@@ -71,6 +72,10 @@ enum Step {
     Full,
     View,
     Close,
+    /// What is there goes, and comes back by a file, as another store that collected otherwise sends it.
+    Reinstall {
+        destroys: bool,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -84,6 +89,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Full),
         1 => Just(Step::View),
         1 => Just(Step::Close),
+        1 => any::<bool>().prop_map(|destroys| Step::Reinstall { destroys }),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -117,6 +123,31 @@ impl Model {
             let expected = (0..KEYS).filter(|n| self.get(*n, wall).is_some()).count();
             assert_eq!(found.rows.len(), expected, "{what}: a scan at {wall}");
         }
+    }
+}
+
+/// Both engines get what one of them holds.
+fn reinstall(engines: &[&dyn Engine], from: &dyn Reader, destroys: bool) {
+    let (start, end) = all();
+    let mut pairs = Vec::new();
+    {
+        let mut cursor = from.cursor(&start, &end);
+        let mut there = cursor.seek(&start).unwrap();
+        while there {
+            pairs.push((cursor.key().to_vec(), Bytes::copy_from_slice(cursor.value())));
+            there = cursor.next().unwrap();
+        }
+    }
+    let file = SstFile { start, end, pairs };
+    for engine in engines {
+        if destroys {
+            let mut batch = WriteBatch::default();
+            batch.delete_range(file.start.clone(), file.end.clone());
+            engine.write(&batch).unwrap();
+        }
+        engine.flush().unwrap();
+        engine.build_sst("all", &file).unwrap();
+        engine.ingest(&["all".to_owned()]).unwrap();
     }
 }
 
@@ -171,6 +202,7 @@ proptest! {
                     views.push((engines.map(|engine| engine.snapshot()), thresholds, model.clock));
                 }
                 Step::Close => views.clear(),
+                Step::Reinstall { destroys } => reinstall(&engines, &memory, destroys),
             }
             for engine in engines {
                 model.compare(engine, &model.thresholds, model.clock + 1, "live");
