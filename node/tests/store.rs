@@ -42,7 +42,12 @@ async fn a_store_keeps_what_it_acknowledged_over_restarts() {
 
 #[tokio::test]
 async fn old_versions_are_refused_after_their_time_and_then_go_from_the_disk() {
-    let gc = GcConfig { ttl: Duration::from_secs(4), every: Duration::from_millis(100), worth_bytes: 1 };
+    let gc = GcConfig {
+        ttl: Duration::from_secs(4),
+        every: Duration::from_millis(100),
+        worth_bytes: 1,
+        ..GcConfig::default()
+    };
     let dir = tempfile::tempdir().unwrap();
     drop(store_dir(dir.path(), CLUSTER, &[1], 1));
     let config = || StoreConfig { gc, ..config() };

@@ -31,6 +31,14 @@ pub(crate) struct Born {
     pub(crate) state: State,
 }
 
+/// A threshold that was raised, and what the leader said of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Raised {
+    pub(crate) threshold: Timestamp,
+    pub(crate) garbage: u64,
+    pub(crate) sweep: bool,
+}
+
 /// What an entry did, beside its changes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Effects {
@@ -44,8 +52,8 @@ pub(crate) struct Effects {
     pub(crate) split: Option<Box<Born>>,
     /// The state as of this entry is to be hashed.
     pub(crate) check: Option<CheckId>,
-    /// The threshold of old versions was raised, and about how many bytes go.
-    pub(crate) gc: Option<(Timestamp, u64)>,
+    /// The threshold of old versions was raised.
+    pub(crate) gc: Option<Raised>,
 }
 
 impl State {
@@ -196,11 +204,11 @@ impl State {
                 let record = keys::range_record(self.descriptor.range, RangeRecord::Thresholds);
                 batch.put(record, self.thresholds.encode());
             }
-            Command::Gc { threshold, garbage } if threshold > self.thresholds.gc => {
+            Command::Gc { threshold, garbage, sweep } if threshold > self.thresholds.gc => {
                 self.thresholds.gc = threshold;
                 let record = keys::range_record(self.descriptor.range, RangeRecord::Thresholds);
                 batch.put(record, self.thresholds.encode());
-                effects.gc = Some((threshold, garbage));
+                effects.gc = Some(Raised { threshold, garbage, sweep });
             }
             Command::Gc { .. } | Command::ChangeReplicas { .. } => {}
         }

@@ -68,6 +68,8 @@ pub enum Command {
         threshold: Timestamp,
         /// About how many bytes the leader thinks will go: whether it is worth rewriting files for.
         garbage: u64,
+        /// Whether enough keys were deleted for each replica to look for their markers.
+        sweep: bool,
     },
 }
 
@@ -117,7 +119,9 @@ impl Command {
                 }
                 record.finish().into()
             }
-            Self::Gc { threshold, garbage } => record.u8(GC).timestamp(*threshold).u64(*garbage).finish().into(),
+            Self::Gc { threshold, garbage, sweep } => {
+                record.u8(GC).timestamp(*threshold).u64(*garbage).u8(u8::from(*sweep)).finish().into()
+            }
             Self::EndLease { floor } => record.u8(END).timestamp(*floor).finish().into(),
         }
     }
@@ -142,7 +146,7 @@ impl Command {
             },
             CHECK => Self::Check { check: CheckId(record.u64()?) },
             FORGET => decode_forget(&mut record)?,
-            GC => Self::Gc { threshold: record.timestamp()?, garbage: record.u64()? },
+            GC => Self::Gc { threshold: record.timestamp()?, garbage: record.u64()?, sweep: record.flag()? },
             END => Self::EndLease { floor: record.timestamp()? },
             _ => return record.refuse("it is of an unknown kind"),
         };
@@ -206,7 +210,7 @@ mod tests {
             Command::Check { check: CheckId(9) },
             Command::EndLease { floor: timestamp },
             Command::Forget { floor_ms: 7, finished: vec![(keys::user(b"a"), RequestId([7; 16]))] },
-            Command::Gc { threshold: timestamp, garbage: 7 },
+            Command::Gc { threshold: timestamp, garbage: 7, sweep: true },
         ] {
             let bytes = command.encode();
             assert_eq!(Command::decode(&bytes), Ok(command));

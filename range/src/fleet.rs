@@ -14,6 +14,7 @@ mod peers;
 mod sleep;
 mod sleepers;
 mod snapshots;
+mod sweep;
 mod truncate;
 mod uninit;
 
@@ -25,7 +26,7 @@ use flotilla_storage::engine::Reader;
 use flotilla_storage::log::{LogHead, LogOp};
 use flotilla_types::{KeySpan, LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Term, Timestamp};
 
-use crate::apply::State;
+use crate::apply::{Raised, State};
 use crate::boot::{self, BootError};
 use crate::cache_budget::CacheBudget;
 use crate::event::{Effect, Event, FlushMark, Now, Ticket};
@@ -40,6 +41,7 @@ use destroy::Lost;
 use peers::Peers;
 pub(crate) use sleepers::Member;
 use sleepers::Sleepers;
+use sweep::Sweeps;
 use uninit::Uninit;
 
 /// A store that is suspended for longer hands over what it leads: its peers may serve.
@@ -147,6 +149,7 @@ pub struct Fleet {
     peers: Peers,
     caches: CacheBudget,
     sleepers: Sleepers,
+    sweeps: Sweeps,
     /// Replicas that do not sleep, and those that lead.
     awake: BTreeSet<RangeId>,
     leaders: BTreeSet<RangeId>,
@@ -200,6 +203,7 @@ impl Fleet {
             peers,
             caches: CacheBudget::default(),
             sleepers,
+            sweeps: Sweeps::default(),
             awake: BTreeSet::new(),
             leaders: BTreeSet::new(),
             support_changed: false,
@@ -279,7 +283,12 @@ impl Fleet {
     #[must_use]
     pub fn next_wake(&self) -> Option<Duration> {
         let ranges = self.wakes.first().map(|(at, _)| *at);
-        ranges.into_iter().chain(self.outgoing.next_wake()).chain(self.sleepers.next_wake()).min()
+        ranges
+            .into_iter()
+            .chain(self.outgoing.next_wake())
+            .chain(self.sleepers.next_wake())
+            .chain(self.sweeps.next_wake())
+            .min()
     }
 
     /// How many ranges are led here.
@@ -366,6 +375,7 @@ impl Fleet {
                 break;
             }
         }
+        self.sweep(&ctx, engine, &mut turn);
         self.finish(&ctx, turn)
     }
 
@@ -449,12 +459,15 @@ impl Fleet {
             Act::MayTruncate { range } => self.flushed(ctx, range, through, turn),
             Act::RemoveLog { range } => self.remove_log(range, turn),
             Act::DropBirth { range } => self.drop_birth(range, turn),
-            Act::PublishGc { range, threshold, garbage } => {
+            Act::PublishGc { range, raised: Raised { threshold, garbage, sweep } } => {
                 // Of the keys that it still has: what was cut off meanwhile waits for its own next threshold. A merge, once
                 // there are some, must not widen it: the other half's threshold may not be flushed.
                 // And nobody rewrites files that are known to be damaged.
                 let replica = self.replicas.get(&range).filter(|replica| replica.group.lost().is_none());
                 turn.effects.extend(replica.and_then(|replica| publish(&replica.state, threshold, garbage)));
+                if sweep {
+                    self.sweeps.add(range, threshold);
+                }
             }
         }
     }

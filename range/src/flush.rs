@@ -6,8 +6,9 @@
 
 use std::collections::VecDeque;
 
-use flotilla_types::{RangeId, Timestamp};
+use flotilla_types::RangeId;
 
+use crate::apply::Raised;
 use crate::event::FlushMark;
 
 /// What may be done once the engine is flushed. Nothing else in the fleet may perform these effects.
@@ -28,10 +29,8 @@ pub(crate) enum Act {
     PublishGc {
         /// Range.
         range: RangeId,
-        /// Which one.
-        threshold: Timestamp,
-        /// About how many bytes go.
-        garbage: u64,
+        /// Which one, and what is to be done about it.
+        raised: Raised,
     },
     /// The split that made the range is durable.
     DropBirth {

@@ -23,6 +23,8 @@ pub struct GcConfig {
     pub every: Duration,
     /// So many bytes of garbage are worth it.
     pub worth_bytes: u64,
+    /// So many delete markers are worth a walk over the range by each of its replicas.
+    pub worth_markers: u64,
 }
 
 impl GcConfig {
@@ -32,7 +34,7 @@ impl GcConfig {
 
 impl Default for GcConfig {
     fn default() -> Self {
-        Self { ttl: Self::TTL, every: Duration::from_secs(600), worth_bytes: 1 << 20 }
+        Self { ttl: Self::TTL, every: Duration::from_secs(600), worth_bytes: 1 << 20, worth_markers: 4096 }
     }
 }
 
@@ -57,7 +59,7 @@ fn before(timestamp: Timestamp) -> Timestamp {
     }
 }
 
-/// Bytes of garbage by when it became garbage: when what hides it was written. An estimate, and of bounded size.
+/// Garbage, in bytes or in markers, by when it became garbage: when what hides it was written. An estimate, and of bounded size.
 #[derive(Debug, Default)]
 pub(crate) struct Ages(BTreeMap<u64, u64>);
 

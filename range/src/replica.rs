@@ -488,9 +488,9 @@ impl Replica {
             if let Some(change) = &done.conf {
                 self.apply_conf(ctx, change)?;
             }
-            if let Some((threshold, garbage)) = done.gc {
-                self.garbage.passed(threshold);
-                turn.acts.push(Act::PublishGc { range: self.state.descriptor.range, threshold, garbage });
+            if let Some(raised) = done.gc {
+                self.garbage.passed(raised);
+                turn.acts.push(Act::PublishGc { range: self.state.descriptor.range, raised });
             }
             if let Some(check) = done.check {
                 self.state.write_applied(&mut own);

@@ -17,7 +17,7 @@ use flotilla_types::{
 use world::{USER, World, put, text, user};
 
 const TTL: Duration = Duration::from_secs(10);
-const SHORT: GcConfig = GcConfig { ttl: TTL, every: Duration::from_secs(2), worth_bytes: 1 };
+const SHORT: GcConfig = GcConfig { ttl: TTL, every: Duration::from_secs(2), worth_bytes: 1, worth_markers: u64::MAX };
 
 fn world() -> World {
     World::with_gc(SHORT)
@@ -251,4 +251,38 @@ fn a_replica_that_comes_by_a_snapshot_has_the_threshold() {
     world.run_until("it leads", |world| world.leader(USER) == Some(StoreId(4)));
     let refused = read_at(&mut world, USER, "k", limit);
     assert!(matches!(refused, Err(RangeError::BelowGcThreshold { .. })), "{refused:?}");
+}
+
+#[test]
+fn delete_markers_go_with_what_they_hide_without_a_compaction() {
+    let mut world = World::with_gc(GcConfig { worth_markers: 2, ..SHORT });
+    world.write(1, put("a", "1")).unwrap();
+    world.write(2, put("b", "1")).unwrap();
+    world.write(3, put("b", "2")).unwrap();
+    world.write(4, Write::Delete { key: user("a") }).unwrap();
+    pass(&mut world, Duration::from_secs(20));
+    flush(&mut world);
+    pass(&mut world, Duration::from_secs(2));
+    assert_eq!(everywhere(&world, "a"), [2; 3], "one marker is not worth a walk");
+    world.write(5, Write::Delete { key: user("b") }).unwrap();
+    let deleted = now(&world);
+    pass(&mut world, Duration::from_secs(20));
+    // Two stores hear that their threshold is durable, and walk.
+    world.flush(StoreId(1));
+    world.flush(StoreId(2));
+    world.run_until("they walked", |world| everywhere(world, "b")[..2] == [0, 0]);
+    assert_eq!((everywhere(&world, "a"), everywhere(&world, "b")), (vec![0, 0, 2], vec![0, 0, 3]));
+    assert!(world.call(&Command::Admin(Admin::Check { check: CheckId(7) })).is_ok());
+    world.run_until("all hashed", |world| world.hashes.len() == 3);
+    let found: Vec<_> = world.hashes.values().map(|hash| (hash.applied, hash.hash, hash.pairs)).collect();
+    assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{found:?}");
+    // What was deleted is flushed later than the threshold: a crash brings back all of it or nothing.
+    world.kill(StoreId(1));
+    world.restart(StoreId(1));
+    world.run_until("it serves again", |world| world.leader(USER).is_some());
+    assert_eq!(versions(&world, StoreId(1), "b"), 3);
+    for key in ["a", "b"] {
+        assert_eq!(world.get(key), None);
+        assert_eq!(read_at(&mut world, USER, key, deleted.plus(Duration::from_secs(15))), Ok(None));
+    }
 }

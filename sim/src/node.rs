@@ -73,7 +73,8 @@ const fn old_versions(seed: u64) -> GcConfig {
         1 => Duration::from_secs(8),
         _ => Duration::from_secs(20),
     };
-    GcConfig { ttl, every: Duration::from_millis(500 + seed % 7 * 500), worth_bytes: 1 }
+    let worth_markers = if seed.is_multiple_of(2) { 3 } else { u64::MAX };
+    GcConfig { ttl, every: Duration::from_millis(500 + seed % 7 * 500), worth_bytes: 1, worth_markers }
 }
 
 /// Reads the log for a fleet.

@@ -76,6 +76,8 @@ enum Step {
     Reinstall {
         destroys: bool,
     },
+    /// Delete markers at or below a threshold go together with what they hide, by deletes.
+    Sweep,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -89,6 +91,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Full),
         1 => Just(Step::View),
         1 => Just(Step::Close),
+        1 => Just(Step::Sweep),
         1 => any::<bool>().prop_map(|destroys| Step::Reinstall { destroys }),
     ];
     prop::collection::vec(step, 1..120)
@@ -124,6 +127,25 @@ impl Model {
             assert_eq!(found.rows.len(), expected, "{what}: a scan at {wall}");
         }
     }
+}
+
+/// What `range/src/fleet/sweep.rs` does, all at once.
+fn sweep(engine: &dyn Engine, thresholds: &BTreeMap<u8, u64>) {
+    let mut batch = WriteBatch::default();
+    for (n, threshold) in thresholds {
+        let newest = mvcc::newest_at(engine, &key(*n), at(*threshold)).unwrap();
+        if newest.is_none_or(|newest| newest.value.is_some()) {
+            continue;
+        }
+        let prefix = keys::version_prefix(&key(*n));
+        let mut cursor = engine.cursor(&prefix, &keys::prefix_end(&prefix));
+        let mut there = cursor.seek(&keys::version(&key(*n), at(*threshold))).unwrap();
+        while there {
+            batch.delete(cursor.key().to_vec());
+            there = cursor.next().unwrap();
+        }
+    }
+    engine.write(&batch).unwrap();
 }
 
 /// Both engines get what one of them holds.
@@ -202,6 +224,7 @@ proptest! {
                     views.push((engines.map(|engine| engine.snapshot()), thresholds, model.clock));
                 }
                 Step::Close => views.clear(),
+                Step::Sweep => engines.iter().for_each(|engine| sweep(*engine, &model.thresholds)),
                 Step::Reinstall { destroys } => reinstall(&engines, &memory, destroys),
             }
             for engine in engines {

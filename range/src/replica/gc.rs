@@ -13,6 +13,7 @@ use flotilla_storage::{keys, mvcc};
 use flotilla_types::{KeySpan, RangeError, RequestId, Timestamp, Write};
 
 use super::Replica;
+use crate::apply::Raised;
 use crate::command::{Command, Versions};
 use crate::evaluate::BIRTH_SLACK;
 use crate::event::Effect;
@@ -33,8 +34,10 @@ const OVERHEAD: u64 = 40;
 #[derive(Debug, Default)]
 pub(super) struct Garbage {
     ages: Ages,
-    /// Hidden by this replica's writes and not yet among the ages.
-    hidden: Vec<(Timestamp, u64)>,
+    /// Delete markers that no walk went for.
+    markers: Ages,
+    /// Bytes hidden by this replica's writes, and markers that it wrote, that are not yet among the ages.
+    hidden: Vec<(Timestamp, u64, u64)>,
     /// What was there before the term began, as far as nobody looked yet.
     look: Option<Look>,
     /// The term just began.
@@ -65,17 +68,20 @@ impl Garbage {
     }
 
     /// A write of this leader hides so much.
-    fn hides(&mut self, at: Timestamp, bytes: u64) {
+    fn hides(&mut self, at: Timestamp, bytes: u64, markers: u64) {
         let full = self.hidden.len() >= HIDDEN_MAX;
         match self.hidden.last_mut() {
-            Some((last, sum)) if full => (*last, *sum) = (at.max(*last), *sum + bytes),
-            _ => self.hidden.push((at, bytes)),
+            Some(last) if full => *last = (at.max(last.0), last.1 + bytes, last.2 + markers),
+            _ => self.hidden.push((at, bytes, markers)),
         }
     }
 
     /// The threshold is in force: what it lets go is no matter of this leader any more.
-    pub(super) fn passed(&mut self, threshold: Timestamp) {
-        self.ages.forget(threshold);
+    pub(super) fn passed(&mut self, raised: Raised) {
+        self.ages.forget(raised.threshold);
+        if raised.sweep {
+            self.markers.forget(raised.threshold);
+        }
     }
 }
 
@@ -85,7 +91,7 @@ impl Look {
         &mut self,
         engine: &dyn Reader,
         span: &KeySpan,
-        counts: &mut dyn FnMut(Timestamp, u64),
+        counts: &mut dyn FnMut(Timestamp, u64, bool),
     ) -> Result<bool, EngineError> {
         let (start, end) = keys::version_span(span);
         let mut cursor = engine.cursor(&start, &end);
@@ -100,7 +106,7 @@ impl Look {
                 let deletes = mvcc::is_deletion(cursor.value())?;
                 let hider = self.above.as_ref().filter(|(key, _)| key == prefix).map(|(_, at)| *at);
                 if let Some(since) = if deletes { Some(at) } else { hider } {
-                    counts(since, bytes);
+                    counts(since, bytes, deletes);
                 }
                 self.above = Some((prefix.to_vec(), at));
             }
@@ -125,11 +131,12 @@ impl<'a> Hiding<'a> {
         Self { engine, found: Cell::new(0), walked: Cell::new(0) }
     }
 
-    /// About what these versions hide.
-    fn bytes(&self, write: &Write, versions: &Versions) -> u64 {
+    /// About how many bytes these versions hide, their own delete markers included, and how many markers they are.
+    fn sizes(&self, write: &Write, versions: &Versions) -> (u64, u64) {
         let hidden = if matches!(write, Write::DeleteRange { .. }) { &self.walked } else { &self.found };
         let markers = versions.changes.iter().filter(|(_, value)| value.is_none());
-        hidden.get() + markers.map(|(key, _)| key.as_bytes().len() as u64 + OVERHEAD).sum::<u64>()
+        let sizes = markers.map(|(key, _)| key.as_bytes().len() as u64 + OVERHEAD);
+        sizes.fold((hidden.get(), 0), |(bytes, markers), size| (bytes + size, markers + 1))
     }
 }
 
@@ -209,9 +216,9 @@ impl Replica {
 
     /// A write was evaluated, on this engine, and goes into the log.
     pub(super) fn note_hidden(&mut self, hiding: &Hiding<'_>, write: &Write, versions: &Versions) {
-        let bytes = hiding.bytes(write, versions);
+        let (bytes, markers) = hiding.sizes(write, versions);
         if bytes > 0 {
-            self.garbage.hides(versions.timestamp, bytes);
+            self.garbage.hides(versions.timestamp, bytes, markers);
         }
     }
 
@@ -246,8 +253,9 @@ impl Replica {
             self.garbage.look_at = ctx.mono + config.every + spread;
             return;
         }
-        for (at, bytes) in std::mem::take(&mut self.garbage.hidden) {
+        for (at, bytes, markers) in std::mem::take(&mut self.garbage.hidden) {
             self.garbage.ages.add(config.ttl, at, bytes);
+            self.garbage.markers.add(config.ttl, at, markers);
         }
         if self.look_back(ctx, config, engine) {
             return;
@@ -255,11 +263,13 @@ impl Replica {
         self.garbage.look_at = ctx.mono + config.every;
         let threshold = highest(ctx.now, config.ttl, self.least_protected(), self.oldest_lock());
         let garbage = self.garbage.ages.up_to(threshold);
-        if garbage < config.worth_bytes.max(1) || threshold <= self.state.thresholds.gc {
+        let sweep = self.garbage.markers.up_to(threshold) >= config.worth_markers.max(1);
+        let worth = sweep || garbage >= config.worth_bytes.max(1);
+        if !worth || threshold <= self.state.thresholds.gc {
             return;
         }
         // If it is lost, the next look proposes it again.
-        match self.group.propose(ctx, self.alone(&Command::Gc { threshold, garbage })) {
+        match self.group.propose(ctx, self.alone(&Command::Gc { threshold, garbage, sweep })) {
             Ok(_) => effects.push(Effect::Count("flotilla_gc_thresholds_raised_total", 1)),
             Err(refused) => tracing::debug!(%range, %refused, "the GC threshold was not raised"),
         }
@@ -270,10 +280,14 @@ impl Replica {
         let Some(mut look) = self.garbage.look.take() else { return false };
         // What was hidden in this term was counted then, and what was given up before is going.
         let (from, until) = (self.state.thresholds.gc, self.state.lease.start);
-        let ages = &mut self.garbage.ages;
-        let mut count = |since, bytes| {
+        let Garbage { ages, markers, .. } = &mut self.garbage;
+        let mut count = |since, bytes, is_marker| {
             if from < since && since < until {
                 ages.add(config.ttl, since, bytes);
+            }
+            // A marker that is still there waits for a walk.
+            if is_marker && since < until {
+                markers.add(config.ttl, since, 1);
             }
         };
         match look.page(engine, &self.state.descriptor.span, &mut count) {
