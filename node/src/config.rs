@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
+use flotilla_range::gc::GcConfig;
 use flotilla_range::liveness::LivenessConfig;
 use flotilla_storage::writer::LogPriority;
 use flotilla_types::{Limits, Locality};
@@ -18,6 +19,8 @@ use crate::rpc::DoorConfig;
 const SUPPORT_MARGIN: Duration = Duration::from_millis(200);
 /// Support shorter than this costs leases at every pause; longer makes fail-over slow without need.
 const SUPPORT_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// Four times as long as a client may send a request again (docs/durability.md, "Requests take effect once").
+const GC_TTL_MIN: Duration = Duration::from_secs(240);
 /// The engine needs room for its indexes and one working set of blocks.
 const CACHE_MIN: u64 = 8 << 20;
 
@@ -69,6 +72,12 @@ pub struct StartArgs {
     /// How often the replicas of each range are compared with each other; 0s: never.
     #[arg(long, env = "FLOTILLA_CHECK_INTERVAL", value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
     pub check_interval: Duration,
+    /// For how long a version can be read after it was overwritten or deleted; the same on all nodes.
+    #[arg(long, env = "FLOTILLA_GC_TTL", value_name = "TIME", default_value = "4h", value_parser = humantime::parse_duration)]
+    pub gc_ttl: Duration,
+    /// How often a range's leader looks whether there are enough old versions to let them go.
+    #[arg(long, env = "FLOTILLA_GC_INTERVAL", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub gc_interval: Duration,
     /// Whether the log writer goes before all other threads.
     #[arg(long, env = "FLOTILLA_LOG_PRIORITY", value_enum, default_value_t = Priority::Raised)]
     pub log_priority: Priority,
@@ -153,6 +162,8 @@ pub struct NodeConfig {
     pub dead_after: Duration,
     /// How often the replicas of each range are compared; zero: never.
     pub check_interval: Duration,
+    /// When old versions go.
+    pub gc: GcConfig,
     /// Of the log writer.
     pub log_priority: LogPriority,
     /// Sizes, room and the default deadline.
@@ -189,6 +200,13 @@ pub enum ConfigError {
         /// What would do.
         least: Duration,
     },
+    /// Old versions would go too soon.
+    #[error(
+        "--gc-ttl {0:?} is too short: give at least {least:?}, since a version is also the record that a request was done, \
+         and requests are sent again for a minute",
+        least = GC_TTL_MIN
+    )]
+    GcTtl(Duration),
     /// An interval of nothing.
     #[error("--{0} must be more than nothing")]
     Zero(&'static str),
@@ -246,6 +264,7 @@ impl TryFrom<StartArgs> for NodeConfig {
             max_offset: args.max_offset,
             dead_after: args.dead_after,
             check_interval: args.check_interval,
+            gc: GcConfig { ttl: args.gc_ttl, every: args.gc_interval, ..GcConfig::default() },
             log_priority: match args.log_priority {
                 Priority::Raised => LogPriority::Raised,
                 Priority::Normal => LogPriority::Normal,
@@ -283,6 +302,7 @@ impl NodeConfig {
             max_offset: Duration::from_millis(250),
             dead_after: Duration::from_secs(300),
             check_interval: Duration::from_secs(24 * 3600),
+            gc: GcConfig::default(),
             log_priority: LogPriority::Normal,
             door: DoorConfig::default(),
             clock_wrong_by_ms: 0,
@@ -305,7 +325,12 @@ impl NodeConfig {
         if support < least {
             return Err(ConfigError::SupportTooShort { support, interval, max_offset: self.max_offset, least });
         }
-        for (option, time) in [("dead-after", self.dead_after), ("request-timeout", self.door.timeout)] {
+        if self.gc.ttl < GC_TTL_MIN {
+            return Err(ConfigError::GcTtl(self.gc.ttl));
+        }
+        let times =
+            [("dead-after", self.dead_after), ("request-timeout", self.door.timeout), ("gc-interval", self.gc.every)];
+        for (option, time) in times {
             if time.is_zero() {
                 return Err(ConfigError::Zero(option));
             }
@@ -404,6 +429,9 @@ mod tests {
         assert!(matches!(parse("--insecure --support-duration 20s").unwrap_err(), ConfigError::SupportDuration(_)));
         assert!(matches!(parse("--insecure --cache 1KiB").unwrap_err(), ConfigError::Size { option: "cache", .. }));
         assert!(matches!(parse("--insecure --request-max 1GiB").unwrap_err(), ConfigError::Size { .. }));
+        assert!(matches!(parse("--insecure --gc-ttl 3m").unwrap_err(), ConfigError::GcTtl(_)));
+        assert_eq!(parse("--insecure --gc-interval 0s").unwrap_err(), ConfigError::Zero("gc-interval"));
+        assert_eq!(parse("--insecure --gc-ttl 25h").unwrap().gc.ttl, Duration::from_secs(25 * 3600));
         assert!(matches!(parse("--insecure --listen nowhere").unwrap_err(), ConfigError::Address { .. }));
         assert!(matches!(parse("--insecure --listen 0.0.0.0:1").unwrap_err(), ConfigError::Unspecified { .. }));
         assert!(parse("--insecure --listen 0.0.0.0:1 --advertise n1.example:1").is_ok());

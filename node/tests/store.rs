@@ -10,8 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_node::store::{DirError, Failure, Opened, Space, SpaceProbe, StartError, StoreDir};
-use flotilla_types::{ClusterId, RangeError, RangeId, StoreId};
+use flotilla_node::store::{DirError, Failure, Opened, Space, SpaceProbe, StartError, StoreConfig, StoreDir};
+use flotilla_range::gc::GcConfig;
+use flotilla_storage::engine::{Engine as _, Reader as _};
+use flotilla_storage::keys;
+use flotilla_storage::rocks::RocksEngine;
+use flotilla_types::{ClusterId, KeySpan, RangeError, RangeId, StoreId};
 use world::{Cluster, config, put, start, store_dir};
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
@@ -34,6 +38,57 @@ async fn a_store_keeps_what_it_acknowledged_over_restarts() {
         let after = handle.request(world::get_request("k1")).await;
         assert!(matches!(after, Err(RangeError::StoreNotServing { .. })), "a handle may outlive its store: {after:?}");
     }
+}
+
+#[tokio::test]
+async fn old_versions_are_refused_after_their_time_and_then_go_from_the_disk() {
+    let gc = GcConfig {
+        ttl: Duration::from_secs(4),
+        every: Duration::from_millis(100),
+        worth_bytes: 1,
+        ..GcConfig::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    drop(store_dir(dir.path(), CLUSTER, &[1], 1));
+    let config = || StoreConfig { gc, ..config() };
+    let (store, handle) = world::start_with(dir.path(), config()).await;
+    world::write(&handle, put("k", "old")).await;
+    let reply = handle.request(world::get_request("k")).await.unwrap();
+    let at = reply.timestamp;
+    for n in 0..10 {
+        world::write(&handle, put("k", &n.to_string())).await;
+    }
+    // What is written keeps the range awake.
+    let threshold = loop {
+        world::write(&handle, put("busy", "x")).await;
+        let threshold = handle.inspect_range(world::USER).await.unwrap().gc_threshold;
+        if threshold >= at {
+            break threshold;
+        }
+    };
+    let refused = |answer| matches!(answer, Err(RangeError::BelowGcThreshold { timestamp, .. }) if timestamp == at);
+    assert!(refused(handle.request(world::get_request_at("k", at)).await));
+    world::close(store).await;
+    // The threshold survives, and so does what it keeps.
+    let (store, handle) = world::start_with(dir.path(), config()).await;
+    assert_eq!(world::get(&handle, "k").await, Some("9".to_owned()));
+    assert!(handle.inspect_range(world::USER).await.unwrap().gc_threshold >= threshold);
+    assert!(refused(handle.request(world::get_request_at("k", at)).await));
+    world::close(store).await;
+    let engine = RocksEngine::open(&dir.path().join("kv"), config().engine).unwrap();
+    let span = keys::version_span(&KeySpan::point(flotilla_types::keys::user(b"k")));
+    let versions = || {
+        let mut cursor = engine.cursor(&span.0, &span.1);
+        let (mut there, mut count) = (cursor.seek(&span.0).unwrap(), 0);
+        while there {
+            count += 1;
+            there = cursor.next().unwrap();
+        }
+        count
+    };
+    engine.gc().publish(&KeySpan::ALL, threshold);
+    engine.collect(&span);
+    assert_eq!(versions(), 1);
 }
 
 #[tokio::test]
@@ -317,7 +372,7 @@ async fn a_full_disk_ends_the_process_with_its_own_code_and_refuses_the_next_sta
     let (failure, mut failures) = tokio::sync::mpsc::channel(4);
     let on_failure = flotilla_node::store::OnFailure::new(move |met| drop(failure.try_send(met)));
     let space: Arc<dyn SpaceProbe> = Arc::clone(&told) as _;
-    let config = flotilla_node::store::StoreConfig { space, on_failure, reserve_bytes: Some(4 << 20), ..config() };
+    let config = StoreConfig { space, on_failure, reserve_bytes: Some(4 << 20), ..config() };
     let (store, handle) = world::try_start(opened, config.clone()).await.unwrap();
     world::write(&handle, put("k", "v")).await;
     told.0.store(1000, std::sync::atomic::Ordering::Relaxed);

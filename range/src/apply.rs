@@ -6,7 +6,7 @@ use flotilla_storage::keys::{self, RangeRecord};
 use flotilla_storage::log::LogEntry;
 use flotilla_storage::mvcc;
 use flotilla_storage::state::{Applied, LeaseState, Thresholds};
-use flotilla_types::{CheckId, Key, LogIndex, RangeDescriptor, RequestId, Term, TxnId};
+use flotilla_types::{CheckId, Key, LogIndex, RangeDescriptor, RequestId, Term, Timestamp, TxnId};
 use protobuf::Message as _;
 use raft::eraftpb::ConfChangeV2;
 
@@ -32,6 +32,14 @@ pub(crate) struct Born {
     pub(crate) state: State,
 }
 
+/// A threshold that was raised, and what the leader said of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Raised {
+    pub(crate) threshold: Timestamp,
+    pub(crate) garbage: u64,
+    pub(crate) sweep: bool,
+}
+
 /// What an entry did, beside its changes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Effects {
@@ -47,6 +55,8 @@ pub(crate) struct Effects {
     pub(crate) check: Option<CheckId>,
     /// What happened to transactions.
     pub(crate) txns: TxnEffects,
+    /// The threshold of old versions was raised.
+    pub(crate) gc: Option<Raised>,
 }
 
 /// What an entry did to transactions.
@@ -169,7 +179,7 @@ impl State {
                     && self.descriptor.split(&right.span.start, right.range) == Some((left.clone(), right.clone()));
                 term == self.lease.term && !self.lease.ended && fits
             }
-            Command::Check { .. } | Command::EndLease { .. } | Command::Forget { .. } => {
+            Command::Check { .. } | Command::EndLease { .. } | Command::Forget { .. } | Command::Gc { .. } => {
                 term == self.lease.term && !self.lease.ended
             }
             // Only beside the library's own.
@@ -189,6 +199,8 @@ impl State {
             Command::LeaseStart { replica, store, start } => {
                 let LeaseState { read_floor, seq, .. } = self.lease;
                 let start = start.max(read_floor.next()).max(self.applied.closed.next());
+                // What is read and written in the present lies above what is refused, whatever this leader's clock says.
+                let start = start.max(self.thresholds.gc.next());
                 self.lease = LeaseState { term, replica, store, start, ended: false, read_floor, seq: seq + 1 };
             }
             Command::Write(versions) => {
@@ -227,7 +239,13 @@ impl State {
                 let record = keys::range_record(self.descriptor.range, RangeRecord::Thresholds);
                 batch.put(record, self.thresholds.encode());
             }
-            Command::ChangeReplicas { .. } => {}
+            Command::Gc { threshold, garbage, sweep } if threshold > self.thresholds.gc => {
+                self.thresholds.gc = threshold;
+                let record = keys::range_record(self.descriptor.range, RangeRecord::Thresholds);
+                batch.put(record, self.thresholds.encode());
+                effects.gc = Some(Raised { threshold, garbage, sweep });
+            }
+            Command::Gc { .. } | Command::ChangeReplicas { .. } => {}
         }
     }
 }

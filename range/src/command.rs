@@ -17,6 +17,7 @@ const END: u8 = 5;
 const SPLIT: u8 = 6;
 const FORGET: u8 = 7;
 const EDIT: u8 = 8;
+const GC: u8 = 9;
 
 /// One replicated command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +66,15 @@ pub enum Command {
         floor_ms: u64,
         /// Whose records go: all were born below the floor.
         finished: Vec<(Key, RequestId)>,
+    },
+    /// Old versions may go (transactions 7.1).
+    Gc {
+        /// Reads at or below are refused from now on. Only rises: a lower one than before changes nothing.
+        threshold: Timestamp,
+        /// About how many bytes the leader thinks will go: whether it is worth rewriting files for.
+        garbage: u64,
+        /// Whether enough keys were deleted for each replica to look for their markers.
+        sweep: bool,
     },
 }
 
@@ -118,6 +128,9 @@ impl Command {
                 }
                 record.finish().into()
             }
+            Self::Gc { threshold, garbage, sweep } => {
+                record.u8(GC).timestamp(*threshold).u64(*garbage).u8(u8::from(*sweep)).finish().into()
+            }
             Self::EndLease { floor } => record.u8(END).timestamp(*floor).finish().into(),
         }
     }
@@ -146,6 +159,7 @@ impl Command {
             },
             CHECK => Self::Check { check: CheckId(record.u64()?) },
             FORGET => decode_forget(&mut record)?,
+            GC => Self::Gc { threshold: record.timestamp()?, garbage: record.u64()?, sweep: record.flag()? },
             END => Self::EndLease { floor: record.timestamp()? },
             _ => return record.refuse("it is of an unknown kind"),
         };
@@ -225,6 +239,7 @@ mod tests {
             Command::Check { check: CheckId(9) },
             Command::EndLease { floor: timestamp },
             Command::Forget { floor_ms: 7, finished: vec![(keys::user(b"a"), RequestId([7; 16]))] },
+            Command::Gc { threshold: timestamp, garbage: 7, sweep: true },
         ] {
             let bytes = command.encode();
             assert_eq!(Command::decode(&bytes), Ok(command));

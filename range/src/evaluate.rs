@@ -21,7 +21,7 @@ use crate::edit::Edit;
 use crate::transact::Blocker;
 
 /// A client's clock may lag behind the version's by so much: ids are looked for in versions newer than birth minus this.
-const BIRTH_SLACK: Duration = Duration::from_secs(2);
+pub(crate) const BIRTH_SLACK: Duration = Duration::from_secs(2);
 const FINISHED_VERSION: u8 = 1;
 
 /// Why a request could not be evaluated.

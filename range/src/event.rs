@@ -209,6 +209,21 @@ pub enum Effect {
         /// The logical keys.
         span: KeySpan,
     },
+    /// A range's threshold would survive a crash: give it to `Engine::gc`, and have the span collected if the garbage is
+    /// worth it.
+    PublishGc {
+        /// The logical keys.
+        span: KeySpan,
+        /// Reads at or below are refused.
+        threshold: Timestamp,
+        /// About how many bytes the range's leader thinks will go; 0 if nobody looked.
+        garbage: u64,
+    },
+    /// A replica of this span is destroyed: nothing in it goes by a threshold, until the next one is published.
+    WithdrawGc {
+        /// The logical keys.
+        span: KeySpan,
+    },
     /// Flush the engine soon: something waits for a mark.
     Flush,
     /// This store leads the range and its descriptor is new, or it just became leader: keep the addressing records true.

@@ -14,6 +14,7 @@ mod peers;
 mod sleep;
 mod sleepers;
 mod snapshots;
+mod sweep;
 mod truncate;
 mod uninit;
 
@@ -25,10 +26,12 @@ use flotilla_storage::engine::Reader;
 use flotilla_storage::log::{LogHead, LogOp};
 use flotilla_types::{KeySpan, LogIndex, RangeDescriptor, RangeError, RangeId, ReplicaId, StoreId, Term, Timestamp};
 
+use crate::apply::{Raised, State};
 use crate::boot::{self, BootError};
 use crate::cache_budget::CacheBudget;
 use crate::event::{Effect, Event, FlushMark, Now, Ticket};
 use crate::flush::{Act, AfterFlush};
+use crate::gc::GcConfig;
 use crate::message::{BeatReply, PeerMessage};
 use crate::raft::{self, Ctx, Group, GroupBoot, GroupConfig, GroupReady, LogRead, Role, Support};
 use crate::replica::Replica;
@@ -38,6 +41,7 @@ use destroy::Lost;
 use peers::Peers;
 pub(crate) use sleepers::Member;
 use sleepers::Sleepers;
+use sweep::Sweeps;
 use uninit::Uninit;
 
 /// A store that is suspended for longer hands over what it leads: its peers may serve.
@@ -52,6 +56,8 @@ pub struct FleetConfig {
     pub boot: u32,
     /// Of every group.
     pub group: GroupConfig,
+    /// When old versions go.
+    pub gc: GcConfig,
 }
 
 /// A range as this store sees it, for people and metrics.
@@ -83,6 +89,8 @@ pub struct RangeStatus {
     pub is_lost: bool,
     /// It sleeps: nothing is asked of it.
     pub asleep: bool,
+    /// Reads at or below are refused; zero if there is no such threshold.
+    pub gc_threshold: Timestamp,
 }
 
 impl RangeStatus {
@@ -101,6 +109,7 @@ impl RangeStatus {
             truncated: replica.group.truncated().index,
             is_lost: replica.group.lost().is_some(),
             asleep: replica.slumber.asleep,
+            gc_threshold: replica.state.thresholds.gc,
         }
     }
 }
@@ -140,6 +149,7 @@ pub struct Fleet {
     peers: Peers,
     caches: CacheBudget,
     sleepers: Sleepers,
+    sweeps: Sweeps,
     /// Replicas that do not sleep, and those that lead.
     awake: BTreeSet<RangeId>,
     leaders: BTreeSet<RangeId>,
@@ -147,6 +157,12 @@ pub struct Fleet {
     support_changed: bool,
     /// No turn was made yet.
     fresh: bool,
+}
+
+/// Lets the engine know of a threshold that is durable.
+fn publish(state: &State, threshold: Timestamp, garbage: u64) -> Option<Effect> {
+    let span = state.descriptor.span.clone();
+    (threshold > Timestamp::ZERO).then_some(Effect::PublishGc { span, threshold, garbage })
 }
 
 impl Fleet {
@@ -187,6 +203,7 @@ impl Fleet {
             peers,
             caches: CacheBudget::default(),
             sleepers,
+            sweeps: Sweeps::default(),
             awake: BTreeSet::new(),
             leaders: BTreeSet::new(),
             support_changed: false,
@@ -226,6 +243,8 @@ impl Fleet {
             });
             match started {
                 Ok(group) => {
+                    // What a restart finds is what was flushed.
+                    effects.extend(publish(&found.state, found.state.thresholds.gc, 0));
                     let mut replica = Replica::new(found.me, fleet.config.store, group, found.state);
                     // What a restart finds is what was flushed.
                     replica.keeping.flushed = replica.state.applied.pos.index;
@@ -264,7 +283,12 @@ impl Fleet {
     #[must_use]
     pub fn next_wake(&self) -> Option<Duration> {
         let ranges = self.wakes.first().map(|(at, _)| *at);
-        ranges.into_iter().chain(self.outgoing.next_wake()).chain(self.sleepers.next_wake()).min()
+        ranges
+            .into_iter()
+            .chain(self.outgoing.next_wake())
+            .chain(self.sleepers.next_wake())
+            .chain(self.sweeps.next_wake())
+            .min()
     }
 
     /// How many ranges are led here.
@@ -351,6 +375,7 @@ impl Fleet {
                 break;
             }
         }
+        self.sweep(&ctx, engine, &mut turn);
         self.finish(&ctx, turn)
     }
 
@@ -440,6 +465,16 @@ impl Fleet {
             Act::MayTruncate { range } => self.flushed(ctx, range, through, turn),
             Act::RemoveLog { range } => self.remove_log(range, turn),
             Act::DropBirth { range } => self.drop_birth(range, turn),
+            Act::PublishGc { range, raised: Raised { threshold, garbage, sweep } } => {
+                // Of the keys that it still has: what was cut off meanwhile waits for its own next threshold. A merge, once
+                // there are some, must not widen it: the other half's threshold may not be flushed.
+                // And nobody rewrites files that are known to be damaged.
+                let replica = self.replicas.get(&range).filter(|replica| replica.group.lost().is_none());
+                turn.effects.extend(replica.and_then(|replica| publish(&replica.state, threshold, garbage)));
+                if sweep {
+                    self.sweeps.add(range, threshold);
+                }
+            }
         }
     }
 
@@ -560,6 +595,7 @@ impl Fleet {
         replica.evaluate_granted(ctx, engine, &mut turn.effects);
         replica.prove_leadership(ctx);
         replica.forget_finished(ctx, engine, &mut turn.effects);
+        replica.collect_garbage(ctx, &self.config.gc, engine, &mut turn.effects);
         replica.leave_joint(ctx);
         replica.give_up_if_wrong(ctx, &mut turn.effects);
         let suspended_long = self.suspended && ctx.mono.saturating_sub(self.suspended_at) >= SUSPENDED_LONG;

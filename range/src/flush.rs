@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use flotilla_types::RangeId;
 
+use crate::apply::Raised;
 use crate::event::FlushMark;
 
 /// What may be done once the engine is flushed. Nothing else in the fleet may perform these effects.
@@ -23,6 +24,13 @@ pub(crate) enum Act {
     RemoveLog {
         /// Range.
         range: RangeId,
+    },
+    /// A raised threshold is durable: what lies below may go.
+    PublishGc {
+        /// Range.
+        range: RangeId,
+        /// Which one, and what is to be done about it.
+        raised: Raised,
     },
     /// The split that made the range is durable.
     DropBirth {

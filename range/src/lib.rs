@@ -13,6 +13,7 @@ mod evaluate;
 pub mod event;
 pub mod fleet;
 mod flush;
+pub mod gc;
 pub mod latches;
 pub mod liveness;
 mod membership;

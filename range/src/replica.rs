@@ -6,6 +6,7 @@
 mod changes;
 mod end;
 mod forget;
+mod gc;
 mod lock_waits;
 mod proposals;
 mod reads;
@@ -32,6 +33,7 @@ use crate::command::{Command, Versions};
 use crate::entry::{EntryCommand, Payload};
 use crate::evaluate::{self, Evaluated, Failed};
 use crate::event::{Effect, Token};
+use crate::flush::Act;
 use crate::latches::{Access, LatchId, Latches};
 use crate::raft::{Ctx, Group, LossReason, Refused, Role, RoleState};
 use crate::sums::Sums;
@@ -40,6 +42,7 @@ use crate::transact::conflicts;
 use crate::truncation::LogKeeping;
 use crate::turn::Turn;
 use forget::Forgetting;
+use gc::{Garbage, Hiding};
 use lock_waits::{LockWaits, Story};
 use proposals::{BREAKS_AFTER, Proposals, Proposed};
 use sleep::Slumber;
@@ -104,6 +107,8 @@ pub(crate) struct Replica {
     max_served: Timestamp,
     /// What it remembers of requests that were done.
     forgetting: Forgetting,
+    /// Old versions that may go some time.
+    garbage: Garbage,
     /// How far each follower has applied, as it said in this term.
     followers: BTreeMap<ReplicaId, LogIndex>,
     /// Whom leadership is being handed to.
@@ -148,6 +153,7 @@ impl Replica {
             changing: BTreeMap::new(),
             max_served: Timestamp::ZERO,
             forgetting: Forgetting::default(),
+            garbage: Garbage::default(),
             followers: BTreeMap::new(),
             heir: None,
             cut_off: None,
@@ -176,7 +182,8 @@ impl Replica {
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
         // Only if it would do something then: a wake that is due and changes nothing comes again at once.
-        let forgets = self.forgetting.next_wake().filter(|_| self.group.usable() && !self.slumber.asleep);
+        let looks = [self.forgetting.next_wake(), self.garbage.next_wake()].into_iter().flatten();
+        let looks = looks.min().filter(|_| self.group.usable() && !self.slumber.asleep);
         let group = self.group.next_wake().filter(|_| !self.slumber.asleep);
         let waits = self.waits.next_wake(self.round_patience());
         deadline
@@ -184,7 +191,7 @@ impl Replica {
             .chain(self.proposed.next_deadline())
             .chain(waits)
             .chain(self.lock_waits.next_wake())
-            .chain(forgets)
+            .chain(looks)
             .chain(group)
             .chain(self.asks_at())
             .min()
@@ -409,6 +416,7 @@ impl Replica {
             return Err(Failed::Answer(RangeError::Invalid { what: "nothing to do".to_owned() }));
         };
         self.check_still_here(&span).map_err(Failed::Answer)?;
+        self.check_known(id).map_err(Failed::Answer)?;
         if self.may_be_locked(ctx, engine)? {
             let blockers = conflicts::of_write(engine, write)?;
             if !blockers.is_empty() {
@@ -416,10 +424,15 @@ impl Replica {
             }
         }
         let floor = ctx.now.max(self.state.lease.start).max(self.cache.floor(&span, None));
+        let floor = floor.max(self.state.thresholds.gc.next());
         if let Write::DeleteRange { .. } = write {
             self.check_age(id).map_err(Failed::Answer)?;
         }
-        let evaluated = evaluate::write(engine, id, write, floor)?;
+        let hiding = Hiding::new(engine);
+        let evaluated = evaluate::write(&hiding, id, write, floor)?;
+        if let Evaluated::Propose(Command::Write(versions), _) = &evaluated {
+            self.note_hidden(&hiding, write, versions);
+        }
         if let Evaluated::Propose(Command::Write(Versions { finished: Some(record), .. }), _) = &evaluated {
             self.remember(record).map_err(Failed::Answer)?;
         }
@@ -516,6 +529,10 @@ impl Replica {
             if let Some(change) = &done.conf {
                 self.apply_conf(ctx, change)?;
             }
+            if let Some(raised) = done.gc {
+                self.garbage.passed(raised);
+                turn.acts.push(Act::PublishGc { range: self.state.descriptor.range, raised });
+            }
             if let Some(check) = done.check {
                 self.state.write_applied(&mut own);
                 turn.batch.append(std::mem::take(&mut own));
@@ -565,6 +582,7 @@ impl Replica {
         self.heir = None;
         self.followers.clear();
         if role.role == Role::Leader {
+            self.garbage.starts(ctx.mono);
             return self.forgetting.starts(ctx.mono);
         }
         for caller in self.proposed.drain() {

@@ -1,12 +1,13 @@
 //! Random clients: each sends one operation after the other through the router of some node, and tells what it saw.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_check::Seen;
 use flotilla_kv::{KvError, Router, ScanRequest};
-use flotilla_types::{BatchOp, Key, KeySpan, RequestId, Row, Write, WriteResult, keys};
+use flotilla_types::{BatchOp, Key, KeySpan, RequestId, Row, Timestamp, Write, WriteResult, keys};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -22,6 +23,12 @@ const RETRIES: u32 = 2;
 
 /// A retry with the same id found out what became of the first try.
 pub(crate) const SETTLED: &str = "settled by a retry";
+/// A scan of the past saw what it had seen before.
+pub(crate) const SAME: &str = "the past is the same";
+/// It was refused.
+pub(crate) const PASSED: &str = "the past has passed";
+/// Scans that are remembered: more than a minute of them.
+const PASTS_MAX: usize = 256;
 
 /// The workload's key with a number.
 pub(crate) fn key(n: u8) -> Key {
@@ -35,7 +42,20 @@ pub(crate) enum Op {
     Write(Write),
     Scan(KeySpan, bool, u64),
     DeleteRange(KeySpan),
+    /// A former scan once more, at its time.
+    Again(Past),
 }
+
+/// What a scan showed, in the order of keys. Nobody writes there any more: it is seen again, or refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Past {
+    span: KeySpan,
+    at: Timestamp,
+    rows: Vec<Row>,
+}
+
+/// Scans that may be made again.
+pub(crate) type Pasts = Arc<Mutex<VecDeque<Past>>>;
 
 /// How an operation ended: what it means, whether the outcome is known, and when what it saw was true at the latest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +105,7 @@ pub(crate) fn in_doubt(op: &Op) -> Told {
         Told::Keys(keys.into_iter().map(|(key, value)| (key, Seen::Wrote(value))).collect())
     };
     match op {
-        Op::Get(_) | Op::Scan(..) => Told::Nothing,
+        Op::Get(_) | Op::Scan(..) | Op::Again(_) => Told::Nothing,
         Op::Write(write) => written(write, None),
         Op::DeleteRange(span) => wrote(keys_of(span).into_iter().map(|key| (key, None)).collect()),
     }
@@ -116,10 +136,11 @@ fn written(write: &Write, swapped: Option<bool>) -> Told {
 }
 
 /// Does one operation and leaves what came of it.
-pub(crate) async fn perform(router: Router, client: usize, op: Op, answers: Answers) {
+pub(crate) async fn perform(router: Router, client: usize, op: Op, answers: Answers, pasts: Pasts) {
     let (told, known, at, why) = match &op {
         Op::Get(key) => get(&router, key).await,
-        Op::Scan(span, reverse, rows) => scan(&router, span, *reverse, *rows).await,
+        Op::Scan(span, reverse, rows) => scan(&router, span, *reverse, *rows, &pasts).await,
+        Op::Again(past) => again(&router, past).await,
         Op::Write(write) => self::write(&router, write).await,
         Op::DeleteRange(span) => delete_range(&router, &op, span).await,
     };
@@ -144,24 +165,11 @@ async fn get(router: &Router, key: &Key) -> Outcome {
 
 /// All chunks of a scan show one moment. It lies before the first of them came by the gateway's clock, and before the last
 /// by every clock: a leaseholder whose clock is behind may still write below it until it hears of it.
-async fn scan(router: &Router, span: &KeySpan, reverse: bool, rows_max: u64) -> Outcome {
-    let deadline = router.clock().mono() + PATIENCE;
-    let (mut rest, mut at) = (span.clone(), None);
-    let mut rows: Vec<Row> = Vec::new();
-    loop {
-        let request = ScanRequest { span: rest.clone(), reverse, rows_max, bytes_max: 1 << 16, at };
-        let chunk = match router.scan(request, deadline).await {
-            Ok(chunk) => chunk,
-            Err(why) => return nothing(router, &why),
-        };
-        at = Some(chunk.timestamp);
-        rows.extend(chunk.rows);
-        match chunk.resume {
-            Some(key) if reverse => rest.end = key,
-            Some(key) => rest.start = key,
-            None => break,
-        }
-    }
+async fn scan(router: &Router, span: &KeySpan, reverse: bool, rows_max: u64, pasts: &Pasts) -> Outcome {
+    let (rows, at) = match chunks(router, span, reverse, rows_max, None).await {
+        Ok(scanned) => scanned,
+        Err(why) => return nothing(router, &why),
+    };
     let sorted =
         rows.windows(2).all(|pair| if reverse { pair[0].key > pair[1].key } else { pair[0].key < pair[1].key });
     let seen = |key: Key| {
@@ -170,7 +178,54 @@ async fn scan(router: &Router, span: &KeySpan, reverse: bool, rows_max: u64) -> 
     };
     let wrong = !sorted || torn(&rows);
     let why = wrong.then(|| format!("DISORDER: a scan of {span} returned {rows:?}"));
+    remember(pasts, span, at, &rows);
     (Told::Keys(keys_of(span).into_iter().map(seen).collect()), true, router.clock().mono(), why)
+}
+
+/// All chunks of a scan, and the moment that they show.
+async fn chunks(
+    router: &Router,
+    span: &KeySpan,
+    reverse: bool,
+    rows_max: u64,
+    mut at: Option<Timestamp>,
+) -> Result<(Vec<Row>, Timestamp), KvError> {
+    let deadline = router.clock().mono() + PATIENCE;
+    let (mut rest, mut rows) = (span.clone(), Vec::new());
+    loop {
+        let request = ScanRequest { span: rest.clone(), reverse, rows_max, bytes_max: 1 << 16, at };
+        let chunk = router.scan(request, deadline).await?;
+        at = Some(chunk.timestamp);
+        rows.extend(chunk.rows);
+        match chunk.resume {
+            Some(key) if reverse => rest.end = key,
+            Some(key) => rest.start = key,
+            None => return Ok((rows, chunk.timestamp)),
+        }
+    }
+}
+
+fn remember(pasts: &Pasts, span: &KeySpan, at: Timestamp, rows: &[Row]) {
+    let mut rows = rows.to_vec();
+    rows.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut pasts = lock(pasts);
+    pasts.push_back(Past { span: span.clone(), at, rows });
+    if pasts.len() > PASTS_MAX {
+        pasts.pop_front();
+    }
+}
+
+/// A read of the past gets the right value, or is told that it comes too late. It is no part of the history.
+async fn again(router: &Router, past: &Past) -> Outcome {
+    let why = match chunks(router, &past.span, false, 0, Some(past.at)).await {
+        Ok((rows, _)) if rows == past.rows => SAME.to_owned(),
+        Ok((rows, _)) => format!("DISORDER: {past:?} became {rows:?}"),
+        Err(KvError::BelowGcThreshold { timestamp, threshold }) if timestamp == past.at && timestamp <= threshold => {
+            PASSED.to_owned()
+        }
+        Err(other) => other.to_string(),
+    };
+    (Told::Nothing, true, router.clock().mono(), Some(why))
 }
 
 /// Whether a scan shows one write of a batch and, at its neighbour of the same batch, something older.

@@ -9,6 +9,7 @@ use flotilla_kv::{Router, RouterConfig};
 use flotilla_range::check::hash;
 use flotilla_range::event::{Effect, Event, FlushMark, Now, Token};
 use flotilla_range::fleet::{Fleet, FleetConfig};
+use flotilla_range::gc::GcConfig;
 use flotilla_range::liveness::{
     Liveness, LivenessConfig, LivenessEffect, LivenessEvent, LivenessMessage, LivenessNow, SupportView,
 };
@@ -61,7 +62,20 @@ pub(crate) enum Work {
     Liveness,
     Synced,
     Flush,
+    Compact,
     Ingest(SnapshotId),
+}
+
+/// How long a seed keeps old versions: two of three let them go within the run, often while somebody still asks for them.
+const fn old_versions(seed: u64) -> GcConfig {
+    // Not in step with the number of stores.
+    let ttl = match seed / 3 % 3 {
+        0 => GcConfig::TTL,
+        1 => Duration::from_secs(8),
+        _ => Duration::from_secs(20),
+    };
+    let worth_markers = if seed.is_multiple_of(2) { 3 } else { u64::MAX };
+    GcConfig { ttl, every: Duration::from_millis(500 + seed % 7 * 500), worth_bytes: 1, worth_markers }
 }
 
 /// Reads the log for a fleet.
@@ -169,7 +183,7 @@ impl Host {
         }
         let reader = Arc::new(SharedLog(Arc::clone(log)));
         let group = GroupConfig { seed: seed ^ self.store.0 << 32 ^ u64::from(boot), ..GroupConfig::default() };
-        let config = FleetConfig { store: self.store, boot, group };
+        let config = FleetConfig { store: self.store, boot, group, gc: old_versions(seed) };
         let (fleet, effects) =
             Fleet::boot(config, engine, reader, &log.heads(), env.time).map_err(|why| why.to_string())?;
         let now = LivenessNow { hlc: Timestamp::ZERO, mono: env.time };
@@ -243,6 +257,7 @@ impl Host {
                 node.flush_at = None;
                 return self.flush(env);
             }
+            Work::Compact => self.compact(env),
             Work::Synced => return self.synced(env),
             Work::Ingest(id) => return self.ingest(env, id),
             Work::Turn | Work::Liveness | Work::Flush => {}
@@ -347,6 +362,13 @@ impl Host {
                 let at = env.time + Duration::from_millis(env.random.random_range(1..60));
                 env.later(at, Work::Ingest(id));
             }
+            Effect::PublishGc { span, threshold, .. } => {
+                engine.gc().publish(&span, threshold);
+                env.wants.push(Want::Count("GC thresholds published", 1));
+                let at = env.time + Duration::from_millis(env.random.random_range(0..3000));
+                env.later(at, Work::Compact);
+            }
+            Effect::WithdrawGc { span } => engine.gc().forget(&span),
             Effect::Discard { files } => {
                 let discarded: Result<Vec<()>, _> = files.iter().map(|file| engine.discard_ssts(file)).collect();
                 debug_assert!(discarded.is_ok());
@@ -382,12 +404,32 @@ impl Host {
 
     fn flush(&mut self, env: &mut Env<'_>) -> Result<(), String> {
         self.disk.engine.flush().map_err(|why| why.to_string())?;
+        self.compact(env);
         let Some(node) = &self.node else { return Ok(()) };
         // An ingest that is still under way holds the mark back: the fleet has counted it already.
         let first_open = node.ingesting.values().map(|(number, _, _)| number - 1).min();
         let mark = FlushMark(first_open.unwrap_or(node.written));
         self.tell(env, Event::Flushed(mark));
         Ok(())
+    }
+
+    /// The engine rewrites some of its files, all of them, or none.
+    fn compact(&self, env: &mut Env<'_>) {
+        let engine = &self.disk.engine;
+        let before = engine.gc().collected().0;
+        let dice: u64 = env.random.random();
+        match dice % 4 {
+            0 => engine.compact_all(),
+            1 | 2 => engine.compact_part(&mut |key| {
+                let mix = |mixed: u64, byte: &u8| mixed.wrapping_mul(0x100_0000_01b3) ^ u64::from(*byte);
+                key.iter().fold(dice, mix).count_ones() % 2 == 0
+            }),
+            _ => {}
+        }
+        match engine.gc().collected().0 - before {
+            0 => {}
+            gone => env.wants.push(Want::Count("old versions collected", gone)),
+        }
     }
 
     fn submit(&mut self, env: &mut Env<'_>, ops: Vec<LogOp>, submitter: Submitter) {

@@ -8,7 +8,7 @@ use flotilla_check::{Operation, Outcome};
 use flotilla_types::{Isolation, Key, RangeId, StoreId, nanoseconds};
 use rand::Rng;
 
-use crate::clients::{Answers, Ended, Op, SETTLED, draw, in_doubt, key, perform};
+use crate::clients::{Answers, Ended, Op, PASSED, Pasts, SAME, SETTLED, draw, in_doubt, key, perform};
 use crate::driver::Driver;
 use crate::faults::{self, Fault, Profile};
 use crate::history::{History, Told};
@@ -94,6 +94,8 @@ pub(crate) struct Run {
     txns: transactions::Log,
     /// Cuts that are still to be made for the transactions.
     cuts: Vec<Key>,
+    /// What scans showed, to be asked for again.
+    pasts: Pasts,
     history: History,
     operations: u64,
     ops_made: u64,
@@ -146,6 +148,7 @@ impl Run {
             transacting: vec![None; TRANSACTORS],
             txns: Arc::default(),
             cuts: transactions::cuts(),
+            pasts: Arc::default(),
             history: History::default(),
             operations: 0,
             ops_made: 0,
@@ -243,10 +246,11 @@ impl Run {
         }
         let gateway = up[self.world.random.random_range(0..up.len())];
         self.ops_made += 1;
-        let op = draw(&mut self.world.random, self.ops_made);
+        let op = self.draw();
         let began = self.world.now();
         let Some(node) = self.world.node(gateway) else { return };
-        let task = perform(node.router.clone(), client, op.clone(), Arc::clone(&self.answers));
+        let (answers, pasts) = (Arc::clone(&self.answers), Arc::clone(&self.pasts));
+        let task = perform(node.router.clone(), client, op.clone(), answers, pasts);
         let boot = self.world.hosts.get(&gateway).map_or(0, |host| host.disk.boot);
         self.clients[client] = Some(Open { gateway, boot, began, op });
         self.world.executor.spawn(gateway, task);
@@ -318,6 +322,15 @@ impl Run {
         }
     }
 
+    fn draw(&mut self) -> Op {
+        let pasts = lock(&self.pasts);
+        // Where clocks differ by more than the bound, scans over several ranges promise nothing.
+        if !pasts.is_empty() && !self.profile.wild_clocks && self.world.random.random_bool(0.15) {
+            return Op::Again(pasts[self.world.random.random_range(0..pasts.len())].clone());
+        }
+        draw(&mut self.world.random, self.ops_made)
+    }
+
     fn take_answers(&mut self) {
         self.take_transactions();
         self.world.count_changes();
@@ -329,6 +342,11 @@ impl Run {
             }
             if ended.why.as_deref() == Some(SETTLED) {
                 self.world.trace.count("doubts settled by a retry with the same id");
+            }
+            match ended.why.as_deref() {
+                Some(SAME) => self.world.trace.count("scans of the past: the same"),
+                Some(PASSED) => self.world.trace.count("scans of the past: below the GC threshold"),
+                _ => {}
             }
             if self.world.trace.loud {
                 let took = (self.world.now() - open.began).as_secs_f64();
@@ -497,7 +515,8 @@ impl Run {
             let Some(node) = self.world.node(gateway) else { return };
             let (began, op) = (self.world.now(), Op::Get(key(n)));
             let boot = self.world.hosts.get(&gateway).map_or(0, |host| host.disk.boot);
-            let task = perform(node.router.clone(), CLIENTS, op.clone(), Arc::clone(&self.answers));
+            let (answers, pasts) = (Arc::clone(&self.answers), Arc::clone(&self.pasts));
+            let task = perform(node.router.clone(), CLIENTS, op.clone(), answers, pasts);
             self.clients[CLIENTS] = Some(Open { gateway, boot, began, op });
             self.world.executor.spawn(gateway, task);
             let (limit, before) = (began + Duration::from_secs(10), self.operations);

@@ -21,6 +21,10 @@ fn a_short_set_of_seeds_is_clean() {
     for fault in ["crashes", "partitions", "one-way partitions", "pauses", "stalled disks", "messages doubled"] {
         assert!(counts.get(fault).is_some_and(|count| *count > 0), "no {fault} in {operations} operations: {counts:?}");
     }
+    let of_the_past = ["scans of the past: the same", "scans of the past: below the GC threshold"];
+    for what in ["old versions collected"].into_iter().chain(of_the_past) {
+        assert!(counts.get(what).is_some_and(|count| *count > 0), "no {what} in {operations} operations: {counts:?}");
+    }
 }
 
 /// Each of these found a bug once (docs/simulation.md). What they do has changed since; they cost nothing.

@@ -8,11 +8,14 @@
 //!
 //! All calls may block on a disk: never call them on a tokio thread.
 
-use crate::keys::PhysicalSpan;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use thiserror::Error;
 
 use crate::SstFile;
+use crate::gc::GcThresholds;
+use crate::keys::PhysicalSpan;
 
 /// An engine failure. None of these is retried: the replica or the store stops.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -149,7 +152,7 @@ pub trait Reader {
 
 /// The engine proper. Shared by threads.
 pub trait Engine: Reader + Send + Sync + 'static {
-    /// A frozen view; holds the files it needs until dropped.
+    /// A frozen view; holds the files it needs until dropped, and holds back thresholds that are published meanwhile.
     fn snapshot(&self) -> Box<dyn Reader + Send>;
     /// Applies a batch atomically to the live state. Not durable until a flush.
     ///
@@ -186,6 +189,11 @@ pub trait Engine: Reader + Send + Sync + 'static {
     /// Gives back the room of what was deleted within a span, by rewriting the files that hold it. Takes long; changes nothing
     /// that a reader sees.
     fn reclaim(&self, span: &PhysicalSpan);
+    /// The thresholds that old versions go by.
+    fn gc(&self) -> &Arc<GcThresholds>;
+    /// Rewrites the files that hold versions of a span, without those that no read above the thresholds in force sees.
+    /// Takes long. May keep some: it is a compaction like those that the engine does by itself.
+    fn collect(&self, span: &PhysicalSpan);
     /// About how many bytes of keys and values lie in each span. What was written since the last flush may be missing, and
     /// what was deleted may still count.
     fn approximate_bytes(&self, spans: &[PhysicalSpan]) -> Vec<u64>;

@@ -275,6 +275,16 @@ pub fn decode_version(physical: &[u8]) -> Result<(Key, Timestamp), KeyError> {
     Ok((key, Timestamp { wall: !u64::from_be_bytes(*wall), logical: !u32::from_be_bytes(*logical) }))
 }
 
+/// What a version's key starts with, and its timestamp; nothing if it is no version's key.
+#[must_use]
+pub fn split_version(physical: &[u8]) -> Option<(&[u8], Timestamp)> {
+    let (rest, logical) = physical.split_last_chunk::<4>()?;
+    let (prefix, wall) = rest.split_last_chunk::<8>()?;
+    let is_version = prefix.first() == Some(&VERSION) && prefix.len() > 2 && prefix.ends_with(&[0, 1]);
+    let timestamp = Timestamp { wall: !u64::from_be_bytes(*wall), logical: !u32::from_be_bytes(*logical) };
+    is_version.then_some((prefix, timestamp))
+}
+
 /// The four spans that hold all replicated state of a range, and its replica-local records beside it. Every scan,
 /// snapshot, deletion and hash uses this one function; tombstones lie outside on purpose.
 #[must_use]
@@ -363,6 +373,7 @@ mod tests {
             let physical = version(&key, timestamp);
             prop_assert_eq!(decode_version(&physical), Ok((key.clone(), timestamp)));
             prop_assert_eq!(filter_prefix(&physical), &version_prefix(&key)[..]);
+            prop_assert_eq!(split_version(&physical), Some((&version_prefix(&key)[..], timestamp)));
         }
 
         #[test]

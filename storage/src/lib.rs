@@ -8,6 +8,7 @@
 mod doctor;
 pub mod engine;
 pub mod flush_mark;
+pub mod gc;
 pub mod keys;
 pub mod locks;
 pub mod log;

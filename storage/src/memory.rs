@@ -2,6 +2,8 @@
 //!
 //! It keeps two images, the live one and the flushed one, and a crash drops the difference. Images are shared and
 //! copied only when written to while a snapshot or a flushed image still needs the old one.
+//!
+//! The flushed image stands for RocksDB's files: that is what a compaction sees. It never compacts by itself.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -11,6 +13,7 @@ use bytes::Bytes;
 
 use crate::SstFile;
 use crate::engine::{Change, Cursor, Engine, EngineError, Reader, WriteBatch};
+use crate::gc::{GcThresholds, ViewGuard};
 use crate::keys::PhysicalSpan;
 
 type Image = BTreeMap<Vec<u8>, Bytes>;
@@ -27,6 +30,7 @@ struct Inner {
 #[derive(Debug, Clone, Default)]
 pub struct MemoryEngine {
     inner: Arc<Mutex<Inner>>,
+    gc: Arc<GcThresholds>,
 }
 
 impl MemoryEngine {
@@ -40,6 +44,32 @@ impl MemoryEngine {
     pub fn crash(&self) {
         let mut inner = self.lock();
         inner.live = Arc::clone(&inner.flushed);
+        self.gc.crash();
+    }
+
+    /// A compaction of everything that was flushed.
+    pub fn compact_all(&self) {
+        self.compact(true, &mut |_| true);
+    }
+
+    /// A compaction of what is chosen by physical key, as RocksDB chooses by files.
+    pub fn compact_part(&self, takes: &mut dyn FnMut(&[u8]) -> bool) {
+        self.compact(false, takes);
+    }
+
+    fn compact(&self, full: bool, takes: &mut dyn FnMut(&[u8]) -> bool) {
+        let mut collector = self.gc.collector(full);
+        let mut inner = self.lock();
+        let goes = |(key, value): &(&Vec<u8>, &Bytes)| takes(key) && collector.drops(key, value);
+        let doomed: Vec<_> = inner.flushed.iter().filter(goes).map(|(key, _)| key.clone()).collect();
+        if doomed.is_empty() {
+            return;
+        }
+        let Inner { live, flushed, .. } = &mut *inner;
+        for image in [live, flushed] {
+            let image = Arc::make_mut(image);
+            doomed.iter().for_each(|key| drop(image.remove(key)));
+        }
     }
 
     /// A panic of a writer leaves whole images behind, so a poisoned lock is still good.
@@ -70,6 +100,26 @@ impl Reader for MemoryView {
     }
 }
 
+/// A view with what it holds back.
+struct MemorySnapshot {
+    view: MemoryView,
+    _held: ViewGuard,
+}
+
+impl Reader for MemorySnapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.view.get(key)
+    }
+
+    fn cursor<'a>(&'a self, lower: &[u8], upper: &[u8]) -> Box<dyn Cursor + 'a> {
+        self.view.cursor(lower, upper)
+    }
+
+    fn first_in_prefix(&self, seek: &[u8], upper: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        self.view.first_in_prefix(seek, upper)
+    }
+}
+
 impl Reader for MemoryEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.lock().live.get(key).cloned())
@@ -86,7 +136,8 @@ impl Reader for MemoryEngine {
 
 impl Engine for MemoryEngine {
     fn snapshot(&self) -> Box<dyn Reader + Send> {
-        Box::new(self.image())
+        let held = self.gc.view();
+        Box::new(MemorySnapshot { view: self.image(), _held: held })
     }
 
     fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
@@ -109,6 +160,14 @@ impl Engine for MemoryEngine {
     }
 
     fn reclaim(&self, _: &PhysicalSpan) {}
+
+    fn gc(&self) -> &Arc<GcThresholds> {
+        &self.gc
+    }
+
+    fn collect(&self, (start, end): &PhysicalSpan) {
+        self.compact_part(&mut |key| &start[..] <= key && key < &end[..]);
+    }
 
     fn approximate_bytes(&self, spans: &[PhysicalSpan]) -> Vec<u64> {
         let live = Arc::clone(&self.lock().live);

@@ -4,19 +4,23 @@
 //! first crash. Why no write-ahead log: the Raft log is the log. `unordered_write`, `pipelined_write` and
 //! `delete_file_in_range` are never used, for the same reason.
 
+use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rocksdb::compaction_filter::CompactionFilter;
+use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DB, DBCompressionType, DBRawIterator,
-    FlushOptions, IngestExternalFileOptions, Options, ReadOptions, ReadTier, SliceTransform, Snapshot, SstFileWriter,
-    WriteBatch as RocksBatch, WriteBufferManager, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, CompactionDecision, DB, DBCompressionType,
+    DBRawIterator, FlushOptions, IngestExternalFileOptions, Options, ReadOptions, ReadTier, SliceTransform, Snapshot,
+    SstFileWriter, WriteBatch as RocksBatch, WriteBufferManager, WriteOptions,
 };
 use self_cell::self_cell;
 
 use crate::SstFile;
 use crate::engine::{Change, Cursor, Engine, EngineError, Reader, WriteBatch};
+use crate::gc::{Collector, GcThresholds, ViewGuard};
 use crate::keys;
 use crate::keys::PhysicalSpan;
 
@@ -34,6 +38,7 @@ pub struct RocksOptions {
 /// An engine on a disk.
 pub struct RocksEngine {
     db: Arc<DB>,
+    gc: Arc<GcThresholds>,
     /// Where sorted files wait to be ingested: in the engine's own directory, so that they can be moved, not copied.
     files: PathBuf,
     options: Options,
@@ -45,14 +50,15 @@ impl RocksEngine {
     /// # Errors
     /// The disk failed, or what lies there is damaged.
     pub fn open(dir: &Path, wanted: RocksOptions) -> Result<Self, EngineError> {
-        let options = options(wanted);
+        let gc = Arc::new(GcThresholds::default());
+        let options = options(wanted, Arc::clone(&gc));
         let files = dir.join("snap");
         std::fs::create_dir_all(&files).map_err(|error| EngineError::Io {
             action: "make the directory for sorted files",
             cause: error.to_string(),
         })?;
         let db = DB::open(&options, dir).map_err(|error| failed("open the engine", &error))?;
-        Ok(Self { db: Arc::new(db), files, options })
+        Ok(Self { db: Arc::new(db), gc, files, options })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -66,7 +72,7 @@ impl Drop for RocksEngine {
     }
 }
 
-fn options(wanted: RocksOptions) -> Options {
+fn options(wanted: RocksOptions, gc: Arc<GcThresholds>) -> Options {
     let mut table = BlockBasedOptions::default();
     let cache = Cache::new_hyper_clock_cache(wanted.cache_bytes, 0);
     table.set_block_cache(&cache);
@@ -102,7 +108,39 @@ fn options(wanted: RocksOptions) -> Options {
     options.set_periodic_compaction_seconds(7 * 24 * 3600);
     options.set_max_background_jobs(wanted.background_jobs.max(2));
     options.set_keep_log_file_num(4);
+    options.set_compaction_filter_factory(Filters(gc));
+    // A compaction that is done in parts has a filter for each, and the parts may meet between two versions of a key.
+    options.set_max_subcompactions(1);
     options
+}
+
+/// Makes the filter of each compaction. HAZARD: the crate hands out `&mut self` to several compactions at a time, so
+/// nothing here may be changed but behind a lock. Flushes have no filter.
+struct Filters(Arc<GcThresholds>);
+
+impl CompactionFilterFactory for Filters {
+    type Filter = Filter;
+
+    fn create(&mut self, context: CompactionFilterContext) -> Filter {
+        Filter(self.0.collector(context.is_full_compaction))
+    }
+
+    fn name(&self) -> &CStr {
+        c"flotilla.gc"
+    }
+}
+
+/// See `gc`. A panic here would end the process, so there is none.
+struct Filter(Collector);
+
+impl CompactionFilter for Filter {
+    fn filter(&mut self, _: u32, key: &[u8], value: &[u8]) -> CompactionDecision {
+        if self.0.drops(key, value) { CompactionDecision::Remove } else { CompactionDecision::Keep }
+    }
+
+    fn name(&self) -> &CStr {
+        c"flotilla.gc"
+    }
 }
 
 /// Sorts RocksDB's errors into ours.
@@ -157,7 +195,8 @@ impl Reader for RocksEngine {
 
 impl Engine for RocksEngine {
     fn snapshot(&self) -> Box<dyn Reader + Send> {
-        Box::new(RocksSnapshot(SnapshotCell::new(Arc::clone(&self.db), |db| db.snapshot())))
+        let held = self.gc.view();
+        Box::new(RocksSnapshot(SnapshotCell::new(Arc::clone(&self.db), |db| db.snapshot()), held))
     }
 
     fn write(&self, batch: &WriteBatch) -> Result<(), EngineError> {
@@ -193,6 +232,18 @@ impl Engine for RocksEngine {
         // Beside the automatic ones, and down to where the deleted lies.
         options.set_exclusive_manual_compaction(false);
         options.set_bottommost_level_compaction(BottommostLevelCompaction::Skip);
+        self.db.compact_range_opt(Some(start), Some(end), &options);
+    }
+
+    fn gc(&self) -> &Arc<GcThresholds> {
+        &self.gc
+    }
+
+    fn collect(&self, (start, end): &PhysicalSpan) {
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        // The lowest level, too, since most of the garbage lies there; but not what this compaction just wrote.
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
         self.db.compact_range_opt(Some(start), Some(end), &options);
     }
 
@@ -248,8 +299,8 @@ self_cell!(
     }
 );
 
-/// A frozen view that keeps its engine open.
-struct RocksSnapshot(SnapshotCell);
+/// A frozen view that keeps its engine open, with what it holds back.
+struct RocksSnapshot(SnapshotCell, #[allow(dead_code, reason = "held, not read")] ViewGuard);
 
 impl Reader for RocksSnapshot {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {

@@ -92,7 +92,7 @@ impl LeaseState {
 /// What the range has forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Thresholds {
-    /// Reads below are refused.
+    /// Reads at or below are refused; zero if old versions never went. Only rises.
     pub gc: Timestamp,
     /// Request ids born below (ms since 1970) are refused as too old to be known.
     pub dedup_floor_ms: u64,

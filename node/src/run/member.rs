@@ -110,6 +110,7 @@ fn store_config(config: &NodeConfig) -> StoreConfig {
     StoreConfig {
         engine: RocksOptions { cache_bytes, ..defaults.engine },
         liveness: config.liveness,
+        gc: config.gc,
         log_priority: config.log_priority,
         reserve_bytes: config.reserve_bytes,
         ..defaults

@@ -59,6 +59,11 @@ impl Background {
         self.reclaim.add(&self.io, &self.engine, span);
     }
 
+    /// Old versions of this span may go, about so many bytes: at once, if that is worth rewriting its files.
+    pub(super) fn collect(&self, span: KeySpan, garbage: u64) {
+        self.reclaim.collect(&self.io, &self.engine, span, garbage);
+    }
+
     pub(super) fn discard(&self, files: Vec<String>) {
         let engine = Arc::clone(&self.engine);
         if self.io.run(move || discard(engine.as_ref(), &files)).is_err() {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_range::gc::GcConfig;
 use flotilla_range::liveness::LivenessConfig;
 use flotilla_range::raft::GroupConfig;
 use flotilla_storage::rocks::RocksOptions;
@@ -21,6 +22,8 @@ pub struct StoreConfig {
     pub liveness: LivenessConfig,
     /// Of every range; its times are taken from `liveness`, its seed is drawn at the start if it is 0.
     pub group: GroupConfig,
+    /// When old versions go.
+    pub gc: GcConfig,
     /// Whether the log writer goes before other threads.
     pub log_priority: LogPriority,
     /// Snapshots, each way.
@@ -45,6 +48,7 @@ impl Default for StoreConfig {
             },
             liveness: LivenessConfig { support: Duration::from_millis(2500), interval: Duration::from_millis(500) },
             group: GroupConfig::default(),
+            gc: GcConfig::default(),
             log_priority: LogPriority::Raised,
             snapshot_bytes_per_second: 32 << 20,
             hash_bytes_per_second: 8 << 20,

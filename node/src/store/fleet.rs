@@ -252,6 +252,11 @@ impl FleetLoop {
                     self.background.hash(descriptor, replica, check, applied, self.engine.snapshot());
                 }
                 Effect::Reclaim { span } => self.background.reclaim(span),
+                Effect::PublishGc { span, threshold, garbage } => {
+                    self.engine.gc().publish(&span, threshold);
+                    self.background.collect(span, garbage);
+                }
+                Effect::WithdrawGc { span } => self.engine.gc().forget(&span),
                 Effect::Flush => self.flush.soon(),
                 Effect::Lead { descriptor } => self.keeper.lead(descriptor),
                 Effect::Confirm { range, key } => self.keeper.confirm(range, key),
@@ -319,6 +324,11 @@ impl FleetLoop {
             self.meters.replicas.set(self.fleet.count() as f64);
             self.meters.leaders.set(self.fleet.led() as f64);
             self.meters.asleep.set(self.fleet.asleep() as f64);
+            let (versions, bytes) = self.engine.gc().collected();
+            self.meters.collected.absolute(versions);
+            self.meters.collected_bytes.absolute(bytes);
+            let age = self.engine.gc().oldest().map_or(Duration::ZERO, |oldest| self.clock.peek().since(oldest));
+            self.meters.gc_age.set(age.as_secs_f64());
         }
         if !running.draining.is_empty() && running.drain_looked_at.elapsed() >= DRAIN_LOOK_EVERY {
             running.drain_looked_at = Instant::now();

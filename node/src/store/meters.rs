@@ -28,6 +28,11 @@ pub(super) struct FleetMeters {
     pub(super) replicas: Gauge,
     pub(super) leaders: Gauge,
     pub(super) asleep: Gauge,
+    /// Old versions that compactions dropped.
+    pub(super) collected: Counter,
+    pub(super) collected_bytes: Counter,
+    /// Of the oldest threshold in force.
+    pub(super) gc_age: Gauge,
 }
 
 impl FleetMeters {
@@ -49,6 +54,9 @@ impl FleetMeters {
             replicas: gauge!("flotilla_replicas"),
             leaders: gauge!("flotilla_leaders"),
             asleep: gauge!("flotilla_asleep"),
+            collected: counter!("flotilla_gc_versions_collected_total"),
+            collected_bytes: counter!("flotilla_gc_bytes_collected_total"),
+            gc_age: gauge!("flotilla_gc_threshold_age_seconds"),
         }
     }
 }

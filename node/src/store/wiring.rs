@@ -93,7 +93,7 @@ impl Wiring {
             seed: if self.config.group.seed == 0 { rand::random() } else { self.config.group.seed },
             ..self.config.group.clone()
         };
-        let config = FleetConfig { store: self.identity.store, boot: self.boot, group };
+        let config = FleetConfig { store: self.identity.store, boot: self.boot, group, gc: self.config.gc };
         let reads = Arc::new(LogReads(Arc::clone(&self.log)));
         Ok(Fleet::boot(config, self.engine.as_ref(), reads, &self.log.heads(), self.ports.clock.mono())?)
     }

@@ -74,8 +74,12 @@ pub async fn try_start(dir: StoreDir, config: StoreConfig) -> Result<(Store, Sto
 }
 
 pub async fn start(dir: &Path) -> (Store, StoreHandle) {
+    start_with(dir, config()).await
+}
+
+pub async fn start_with(dir: &Path, config: StoreConfig) -> (Store, StoreHandle) {
     let Ok(Opened::Store(opened)) = StoreDir::open(dir) else { panic!("no store there") };
-    try_start(opened, config()).await.unwrap()
+    try_start(opened, config).await.unwrap()
 }
 
 pub async fn close(store: Store) {
@@ -99,6 +103,11 @@ pub fn put(key: &str, value: &str) -> Write {
 
 pub fn put_request(key: &str, value: &str) -> RangeRequest {
     request(Command::Write { id: new_id(), write: put(key, value) })
+}
+
+pub fn get_request_at(key: &str, timestamp: Timestamp) -> RangeRequest {
+    let read = Read::Get { key: keys::user(key.as_bytes()) };
+    request(Command::Read { at: ReadAt::Timestamp { timestamp, limit: timestamp }, read })
 }
 
 pub fn get_request(key: &str) -> RangeRequest {

@@ -62,6 +62,7 @@ impl Fleet {
         }
         turn.batch.put(keys::tombstone(range), encode_replica_id(next));
         turn.acts.push(Act::RemoveLog { range });
+        turn.effects.push(Effect::WithdrawGc { span: descriptor.span.clone() });
         turn.effects.push(Effect::Flush);
         self.closing.insert(range, (!damaged).then(|| descriptor.span.clone()));
         tracing::info!(%range, %next, "the replica was removed from this store");

@@ -86,6 +86,7 @@ impl Replica {
         if window.at > ctx.now.plus(self.group.max_offset()).max(self.state.lease.start) {
             return Err(RangeError::FutureTimestamp { timestamp: window.at });
         }
+        self.check_threshold(window.at)?;
         let locked = self.may_be_locked(ctx, engine).map_err(|failed| self.failed(ctx, failed))?;
         let mut redone = 0;
         loop {

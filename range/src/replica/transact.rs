@@ -10,6 +10,7 @@ use flotilla_types::{
     RangeReply, RecordOp, Reply, Resolve, ResolveTarget, Timestamp, TxnHeader, TxnOp, TxnRefusal, Waiter,
 };
 
+use super::gc::Hiding;
 use super::{Open, Replica};
 use crate::apply::TxnEffects;
 use crate::command::Command;
@@ -96,12 +97,18 @@ impl Replica {
         let span = op.span();
         self.check_still_here(&span).map_err(Failed::Answer)?;
         let ahead = ctx.now.plus(self.group.max_offset()).max(self.state.lease.start);
-        let latest = if let TxnOp::Refresh { to, .. } = op { *to } else { header.read };
+        let (oldest, latest) =
+            if let TxnOp::Refresh { from, to, .. } = op { (*from, *to) } else { (header.read, header.read) };
+        self.check_threshold(oldest).map_err(Failed::Answer)?;
+        if op.locks() && header.meta.is_one_shot() {
+            self.check_known(header.meta.commit_id).map_err(Failed::Answer)?;
+        }
         if latest > ahead {
             return Err(Failed::Answer(RangeError::FutureTimestamp { timestamp: latest }));
         }
         let (me, mut header) = (header.meta.id, header.clone());
-        let floor = self.state.lease.start.max(self.cache.floor(&span, Some(me)));
+        let floor = self.state.lease.start.max(self.cache.floor(&span, Some(me))).max(self.lock_floor(ctx));
+        let hiding = Hiding::new(engine);
         let locked = self.may_be_locked(ctx, engine)?;
         for redone in 0.. {
             let window = match op {
@@ -113,7 +120,7 @@ impl Replica {
                 return Ok(Evaluated::Unproven(window));
             }
             let (now, passes) = (ctx.now, &open.story.passes);
-            let evaluation = Evaluation { reader: engine, header: &header, now, floor, passes, locked };
+            let evaluation = Evaluation { reader: &hiding, header: &header, now, floor, passes, locked };
             let result = evaluation.run(op);
             let newer = match &result {
                 Err(Failed::Answer(
@@ -128,6 +135,9 @@ impl Replica {
             if tells && !matches!(result, Ok(Evaluated::Blocked(_))) {
                 // Entered before it is answered, and also if it fails: an error tells something too.
                 self.entered(&span, window.at, Some(me));
+            }
+            if let Ok(Evaluated::Propose(Command::Edit(edits), _)) = &result {
+                self.note_laid(&hiding, edits, now);
             }
             return result;
         }

@@ -12,6 +12,7 @@ use flotilla_range::boot::bootstrap;
 use flotilla_range::check::hash;
 use flotilla_range::event::{Effect, Event, FlushMark, Now, Token};
 use flotilla_range::fleet::{Fleet, FleetConfig};
+use flotilla_range::gc::GcConfig;
 use flotilla_range::liveness::{
     Liveness, LivenessConfig, LivenessEffect, LivenessEvent, LivenessMessage, LivenessNow, SupportView,
 };
@@ -124,6 +125,8 @@ pub struct World {
     pub cut_liveness: BTreeSet<(StoreId, StoreId)>,
     /// By how much the wall clocks of stores are ahead of true time.
     pub ahead: BTreeMap<StoreId, Duration>,
+    /// When old versions go.
+    gc: GcConfig,
     /// What the fleets counted.
     pub counts: BTreeMap<&'static str, u64>,
     pub answers: BTreeMap<Token, Result<RangeReply, RangeError>>,
@@ -156,15 +159,25 @@ impl World {
 
     /// Three stores with all ranges on each, the users' keys cut into many.
     pub fn with_ranges(ranges: u64) -> Self {
-        Self::build(&[1, 2, 3], 3, ranges)
+        Self::build(&[1, 2, 3], 3, ranges, GcConfig::default())
     }
 
     /// The ranges begin on the named stores, of as many as there are.
     pub fn with(first: &[u64], stores: u64) -> Self {
-        Self::build(first, stores, 0)
+        Self::build(first, stores, 0, GcConfig::default())
     }
 
-    fn build(first: &[u64], stores: u64, extra: u64) -> Self {
+    /// Three stores with all ranges on each, whose old versions go so soon.
+    pub fn with_gc(gc: GcConfig) -> Self {
+        Self::build(&[1, 2, 3], 3, 0, gc)
+    }
+
+    /// The same on the named stores, of as many as there are.
+    pub fn build_with(first: &[u64], stores: u64, gc: GcConfig) -> Self {
+        Self::build(first, stores, 0, gc)
+    }
+
+    fn build(first: &[u64], stores: u64, extra: u64, gc: GcConfig) -> Self {
         let mut world = Self {
             time: START,
             nodes: BTreeMap::new(),
@@ -174,6 +187,7 @@ impl World {
             cut_ranges: BTreeSet::new(),
             cut_liveness: BTreeSet::new(),
             ahead: BTreeMap::new(),
+            gc,
             counts: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_token: 0,
@@ -207,7 +221,7 @@ impl World {
     fn boot(&mut self, store: StoreId, boot: u32) {
         let (engine, log) = &self.disks[&store];
         let group = GroupConfig { seed: store.0, ..GroupConfig::default() };
-        let config = FleetConfig { store, boot, group };
+        let config = FleetConfig { store, boot, group, gc: self.gc };
         let reader = Arc::new(SharedLog(Arc::clone(log)));
         let (fleet, effects) = Fleet::boot(config, engine, reader, &log.heads(), self.time).unwrap();
         let now = LivenessNow { hlc: Timestamp::ZERO, mono: self.time };
@@ -226,6 +240,7 @@ impl World {
                     self.nodes.get_mut(&store).unwrap().events.push(Event::Persisted(ticket));
                 }
                 Effect::Lost { range, .. } if self.may_lose == Some(store) => self.lost.push(range),
+                Effect::PublishGc { span, threshold, .. } => self.disks[&store].0.gc().publish(&span, threshold),
                 Effect::Lost { range, why } => panic!("{range} is lost at boot: {why}"),
                 other => panic!("not expected at boot: {other:?}"),
             }
@@ -341,6 +356,8 @@ impl World {
                         }
                         node.events.push(Event::Ingested(id));
                     }
+                    Effect::PublishGc { span, threshold, .. } => engine.gc().publish(&span, threshold),
+                    Effect::WithdrawGc { span } => engine.gc().forget(&span),
                     Effect::Peers(stores) => peers = Some(stores),
                     Effect::Flush => self.flushes.push(store),
                     Effect::Confirm { range, .. } => self.confirms.push((store, range)),
