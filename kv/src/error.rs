@@ -111,6 +111,8 @@ pub enum KvError {
     AlreadyCommitted {
         /// When.
         at: Timestamp,
+        /// Of a conditional transaction, where that is known: whether its comparisons held.
+        held: Option<bool>,
     },
     /// An earlier step of the transaction failed: only a rollback is possible.
     #[error("an earlier step of the transaction failed: roll back, to a savepoint or wholly")]

@@ -37,5 +37,5 @@ pub use error::KvError;
 pub use ports::{Clock, SendError, Tasks, Transport};
 pub use read::{GetAnswer, ScanChunk, ScanRequest};
 pub use router::{Router, RouterConfig};
-pub use txn::{Committed, Compare, OneShot, Savepoint, Txn, TxnHandle, TxnOptions, TxnResult};
+pub use txn::{Committed, Savepoint, Txn, TxnConfig, TxnHandle, TxnOptions, TxnResult};
 pub use write::DeleteAnswer;

@@ -9,7 +9,7 @@ use flotilla_types::RequestId;
 use crate::backoff::Dice;
 use crate::cache::RangeCache;
 use crate::replicas::Replicas;
-use crate::{Clock, KvError, Tasks, Transport};
+use crate::{Clock, KvError, Tasks, Transport, TxnConfig};
 
 /// Settings of a router. The defaults suit a cluster over several datacenters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct RouterConfig {
     pub patience: Duration,
     /// Seeds jitter and the instance part of request ids. Must differ between the starts of all nodes of a cluster.
     pub seed: u64,
+    /// How transactions are carried out.
+    pub txn: TxnConfig,
 }
 
 impl Default for RouterConfig {
@@ -37,6 +39,7 @@ impl Default for RouterConfig {
             backoff_max: Duration::from_millis(200),
             patience: Duration::from_secs(8),
             seed: 0,
+            txn: TxnConfig::default(),
         }
     }
 }

@@ -66,7 +66,7 @@ impl From<Failed> for KvError {
             // Only reads at a gateway's timestamp are answered so, and their layer restarts them.
             Failed::Uncertain(at) => Self::FutureTimestamp { timestamp: at },
             Failed::Refused(TxnRefusal::LockHeld(by) | TxnRefusal::LockTimeout(by)) => Self::Locked(by),
-            Failed::Refused(TxnRefusal::AlreadyCommitted { at }) => Self::AlreadyCommitted { at },
+            Failed::Refused(TxnRefusal::AlreadyCommitted { at, held }) => Self::AlreadyCommitted { at, held },
             Failed::Refused(TxnRefusal::Aborted) => Self::TxnAborted { why: TxnRefusal::Aborted.to_string() },
             Failed::Refused(refusal) => Self::RetryTxn {
                 why: refusal.to_string(),

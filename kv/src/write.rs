@@ -38,6 +38,11 @@ impl Router {
         let Some(span) = write.span() else {
             return Err(KvError::Invalid { what: "a batch is empty: write at least one key".to_owned() });
         };
+        if let Write::Batch { ops } = &write
+            && !self.is_one_range(&span, deadline).await?
+        {
+            return Ok((WriteResult::Done, self.batch_over_ranges(id, ops, deadline).await?));
+        }
         let cut = |owner: &RangeDescriptor| {
             if owner.span.covers(&span) {
                 Cut::Ask(Command::Write { id, write: write.clone() })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
+use flotilla_kv::TxnConfig;
 use flotilla_range::gc::GcConfig;
 use flotilla_range::liveness::LivenessConfig;
 use flotilla_storage::writer::LogPriority;
@@ -78,6 +79,12 @@ pub struct StartArgs {
     /// How often a range's leader looks whether there are enough old versions to let them go.
     #[arg(long, env = "FLOTILLA_GC_INTERVAL", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     pub gc_interval: Duration,
+    /// Keys that one transaction may lock.
+    #[arg(long, env = "FLOTILLA_TXN_LOCKS_MAX", value_name = "COUNT", default_value_t = TxnConfig::default().locks_max)]
+    pub txn_locks_max: usize,
+    /// Keys and values that one transaction may write.
+    #[arg(long, env = "FLOTILLA_TXN_BYTES_MAX", value_name = "SIZE", default_value = "64MiB")]
+    pub txn_bytes_max: ByteSize,
     /// Whether the log writer goes before all other threads.
     #[arg(long, env = "FLOTILLA_LOG_PRIORITY", value_enum, default_value_t = Priority::Raised)]
     pub log_priority: Priority,
@@ -164,6 +171,8 @@ pub struct NodeConfig {
     pub check_interval: Duration,
     /// When old versions go.
     pub gc: GcConfig,
+    /// Bounds on transactions.
+    pub txn: TxnConfig,
     /// Of the log writer.
     pub log_priority: LogPriority,
     /// Sizes, room and the default deadline.
@@ -265,6 +274,11 @@ impl TryFrom<StartArgs> for NodeConfig {
             dead_after: args.dead_after,
             check_interval: args.check_interval,
             gc: GcConfig { ttl: args.gc_ttl, every: args.gc_interval, ..GcConfig::default() },
+            txn: TxnConfig {
+                locks_max: args.txn_locks_max,
+                bytes_max: usize::try_from(args.txn_bytes_max.as_u64()).unwrap_or(usize::MAX),
+                ..TxnConfig::default()
+            },
             log_priority: match args.log_priority {
                 Priority::Raised => LogPriority::Raised,
                 Priority::Normal => LogPriority::Normal,
@@ -303,6 +317,7 @@ impl NodeConfig {
             dead_after: Duration::from_secs(300),
             check_interval: Duration::from_secs(24 * 3600),
             gc: GcConfig::default(),
+            txn: TxnConfig::default(),
             log_priority: LogPriority::Normal,
             door: DoorConfig::default(),
             clock_wrong_by_ms: 0,

@@ -64,6 +64,8 @@ pub(crate) struct Effects {
 pub(crate) struct TxnEffects {
     /// Locks were laid.
     pub(crate) laid: bool,
+    /// A record was written.
+    pub(crate) recorded: bool,
     /// Locks were removed.
     pub(crate) released: Vec<(Key, TxnId)>,
     /// Transactions that ended, under their ids or those of their intentions.
@@ -76,7 +78,8 @@ impl TxnEffects {
             Edit::Lay { .. } => self.laid = true,
             Edit::Release { key, txn, .. } => self.released.push((key.clone(), *txn)),
             Edit::Finish { id, .. } => self.finished.push((*id).into()),
-            Edit::Version { .. } | Edit::Record { .. } | Edit::DropRecord { .. } => {}
+            Edit::Record { .. } => self.recorded = true,
+            Edit::Version { .. } | Edit::DropRecord { .. } => {}
         }
     }
 }

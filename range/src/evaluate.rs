@@ -19,6 +19,7 @@ use flotilla_types::{
 use crate::command::{Command, Versions};
 use crate::edit::Edit;
 use crate::transact::Blocker;
+use crate::transact::whole::{self, Done};
 
 /// A client's clock may lag behind the version's by so much: ids are looked for in versions newer than birth minus this.
 pub(crate) const BIRTH_SLACK: Duration = Duration::from_secs(2);
@@ -84,8 +85,14 @@ pub(crate) fn read(reader: &dyn Reader, read: &Read, window: ReadWindow) -> Resu
     }
 }
 
-/// Evaluates a write at or above `floor`, which lies above every read of its keys.
-pub(crate) fn write(reader: &dyn Reader, id: RequestId, write: &Write, floor: Timestamp) -> Result<Evaluated, Failed> {
+/// Evaluates a write at or above `floor`, which lies above every read of its keys. `now` is the leaseholder's clock.
+pub(crate) fn write(
+    reader: &dyn Reader,
+    id: RequestId,
+    write: &Write,
+    floor: Timestamp,
+    now: Timestamp,
+) -> Result<Evaluated, Failed> {
     // Versions are written at or above `floor`; the id of one that was born later would not be looked for there.
     if birth(id) >= floor.plus(BIRTH_SLACK) {
         let what = format!(
@@ -101,6 +108,15 @@ pub(crate) fn write(reader: &dyn Reader, id: RequestId, write: &Write, floor: Ti
         Write::CompareAndSwap { key, expected, new } => swap(reader, id, floor, key, expected.as_ref(), new.as_ref()),
         Write::Increment(Increment { key, by }) => increment(reader, id, floor, key, *by),
         Write::DeleteRange { span, keys_max } => delete_range(reader, id, floor, span, *keys_max),
+        Write::Whole(whole) => {
+            let Done { timestamp, changes, finished, result } = whole::evaluate(reader, id, whole, floor, now)?;
+            let reply = done(timestamp, result);
+            Ok(if changes.is_empty() {
+                Evaluated::Answer(reply)
+            } else {
+                Evaluated::Propose(Command::Write(Versions { timestamp, changes, finished }), reply)
+            })
+        }
         Write::PutMeta { key, descriptor } => {
             let newest = mvcc::newest(reader, key)?;
             let known = newest

@@ -595,6 +595,7 @@ impl Fleet {
         replica.evaluate_granted(ctx, engine, &mut turn.effects);
         replica.prove_leadership(ctx);
         replica.forget_finished(ctx, engine, &mut turn.effects);
+        replica.look_for_leftovers(ctx, engine, &mut turn.effects);
         replica.collect_garbage(ctx, &self.config.gc, engine, &mut turn.effects);
         replica.leave_joint(ctx);
         replica.give_up_if_wrong(ctx, &mut turn.effects);

@@ -7,6 +7,7 @@ mod changes;
 mod end;
 mod forget;
 mod gc;
+mod leftovers;
 mod lock_waits;
 mod proposals;
 mod reads;
@@ -43,6 +44,7 @@ use crate::truncation::LogKeeping;
 use crate::turn::Turn;
 use forget::Forgetting;
 use gc::{Garbage, Hiding};
+use leftovers::Leftovers;
 use lock_waits::{LockWaits, Story};
 use proposals::{BREAKS_AFTER, Proposals, Proposed};
 use sleep::Slumber;
@@ -109,6 +111,8 @@ pub(crate) struct Replica {
     forgetting: Forgetting,
     /// Old versions that may go some time.
     garbage: Garbage,
+    /// What dead coordinators left.
+    leftovers: Leftovers,
     /// How far each follower has applied, as it said in this term.
     followers: BTreeMap<ReplicaId, LogIndex>,
     /// Whom leadership is being handed to.
@@ -154,6 +158,7 @@ impl Replica {
             max_served: Timestamp::ZERO,
             forgetting: Forgetting::default(),
             garbage: Garbage::default(),
+            leftovers: Leftovers::default(),
             followers: BTreeMap::new(),
             heir: None,
             cut_off: None,
@@ -182,7 +187,8 @@ impl Replica {
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         let deadline = self.deadlines.first_key_value().map(|((at, _), ())| *at);
         // Only if it would do something then: a wake that is due and changes nothing comes again at once.
-        let looks = [self.forgetting.next_wake(), self.garbage.next_wake()].into_iter().flatten();
+        let looks = [self.forgetting.next_wake(), self.garbage.next_wake(), self.looks_for_leftovers_at()];
+        let looks = looks.into_iter().flatten();
         let looks = looks.min().filter(|_| self.group.usable() && !self.slumber.asleep);
         let group = self.group.next_wake().filter(|_| !self.slumber.asleep);
         let waits = self.waits.next_wake(self.round_patience());
@@ -266,6 +272,10 @@ impl Replica {
         Ok(match &request.command {
             RangeCommand::Write { write: Write::Batch { ops }, .. } => {
                 ops.iter().map(|op| (KeySpan::point(op.key().clone()), Access::Write)).collect()
+            }
+            RangeCommand::Write { write: Write::Whole(whole), .. } => {
+                let access = |key| if whole.may_write(key) { Access::Write } else { Access::Read };
+                whole.keys().map(|key| (KeySpan::point(key.clone()), access(key))).collect()
             }
             RangeCommand::Write { .. } => vec![(span, Access::Write)],
             RangeCommand::Read { .. } | RangeCommand::Admin(_) => vec![(span, Access::Read)],
@@ -351,7 +361,7 @@ impl Replica {
             }
             self.deadlines.remove(&(open.deadline, latch));
             let (id, evaluated) = match &open.request.command {
-                RangeCommand::Write { id, write } => (*id, self.evaluate(ctx, engine, *id, write)),
+                RangeCommand::Write { id, write } => (*id, self.evaluate(ctx, engine, &open, *id, write)),
                 RangeCommand::Txn { header, op } => (NOBODY, self.evaluate_txn(ctx, engine, &open, header, op)),
                 RangeCommand::Record(op) => (NOBODY, self.evaluate_record(ctx, engine, &open, op)),
                 RangeCommand::Resolve(resolve) => (NOBODY, self.evaluate_resolve(ctx, engine, &open, resolve)),
@@ -409,6 +419,7 @@ impl Replica {
         &mut self,
         ctx: &Ctx<'_>,
         engine: &dyn Reader,
+        open: &Open,
         id: RequestId,
         write: &Write,
     ) -> Result<Evaluated, Failed> {
@@ -429,7 +440,12 @@ impl Replica {
             self.check_age(id).map_err(Failed::Answer)?;
         }
         let hiding = Hiding::new(engine);
-        let evaluated = evaluate::write(&hiding, id, write, floor)?;
+        let evaluated = evaluate::write(&hiding, id, write, floor, ctx.now)?;
+        if let (Write::Whole(whole), Evaluated::Propose(Command::Write(versions), _)) = (write, &evaluated)
+            && let Some(window) = self.keep_off_read(ctx, open, whole, versions)
+        {
+            return Ok(Evaluated::Unproven(window));
+        }
         if let Evaluated::Propose(Command::Write(versions), _) = &evaluated {
             self.note_hidden(&hiding, write, versions);
         }

@@ -131,7 +131,7 @@ fn written(write: &Write, swapped: Option<bool>) -> Told {
                 BatchOp::Delete { key } => (key.clone(), Seen::Wrote(None)),
             })
             .collect(),
-        Write::Increment(_) | Write::DeleteRange { .. } | Write::PutMeta { .. } => Vec::new(),
+        Write::Increment(_) | Write::DeleteRange { .. } | Write::Whole(_) | Write::PutMeta { .. } => Vec::new(),
     })
 }
 

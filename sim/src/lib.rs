@@ -23,6 +23,7 @@ mod history;
 mod invariants;
 mod network;
 mod node;
+mod one_shots;
 mod run;
 mod suspicion;
 mod time;

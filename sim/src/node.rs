@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_kv::{Router, RouterConfig};
+use flotilla_kv::{Router, RouterConfig, TxnConfig};
 use flotilla_range::check::hash;
 use flotilla_range::event::{Effect, Event, FlushMark, Now, Token};
 use flotilla_range::fleet::{Fleet, FleetConfig};
@@ -192,7 +192,14 @@ impl Host {
         let clock = Arc::new(NodeClock::new(Arc::clone(time), Arc::clone(&self.wall), liveness.bound()));
         let transport = Arc::new(SimTransport { gateway: self.store, outbox: outbox.clone() });
         let kv_clock: Arc<dyn flotilla_kv::Clock> = clock.clone();
-        let config = RouterConfig { seed: env.random.random(), ..RouterConfig::default() };
+        // Each way to commit alone, and all together.
+        let txn = TxnConfig {
+            one_phase: env.random.random_bool(0.7),
+            parallel_commit: env.random.random_bool(0.7),
+            local: env.random.random_bool(0.7),
+            ..TxnConfig::default()
+        };
+        let config = RouterConfig { seed: env.random.random(), txn, ..RouterConfig::default() };
         let router = Router::new(Arc::clone(&transport) as _, kv_clock, transport, config);
         let suspicion = Suspicion::new(clock.physical(), env.time);
         let view = liveness.view(Timestamp::ZERO);

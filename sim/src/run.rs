@@ -12,6 +12,7 @@ use crate::clients::{Answers, Ended, Op, PASSED, Pasts, SAME, SETTLED, draw, in_
 use crate::driver::Driver;
 use crate::faults::{self, Fault, Profile};
 use crate::history::{History, Told};
+use crate::one_shots;
 use crate::time::lock;
 use crate::transactions::{self, Fate};
 use crate::world::World;
@@ -479,6 +480,9 @@ impl Run {
         }
         self.world.trace.add("histories undecided", self.history.undecided);
         let log = std::mem::take(&mut *lock(&self.txns));
+        for (what, count) in one_shots::count(&log) {
+            self.world.trace.add(what, count);
+        }
         let (wrong, committed) = transactions::judge(&log, self.profile.wild_clocks);
         let ended = log.iter().filter(|record| record.fate != Fate::Open).count() as u64;
         wrong.into_iter().for_each(|why| self.world.fail(why));
@@ -504,6 +508,7 @@ impl Run {
         self.forget_the_dead();
         crate::verify::leased_in_time(self);
         self.read_everything();
+        crate::verify::no_lock_left(self);
         crate::verify::replicas_equal(self);
         crate::verify::records_cover_all(self);
     }

@@ -9,10 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use flotilla_check::transactions::{Act, Ended, Level, Transaction, violation};
 use flotilla_kv::{KvError, Router, ScanRequest, Txn, TxnHandle, TxnOptions};
-use flotilla_types::{Isolation, Key, KeySpan, Outcome, Strength, Timestamp, Wait, keys, nanoseconds};
+use flotilla_types::{
+    Isolation, Key, KeySpan, Outcome, RequestId, Strength, Timestamp, Wait, Whole, keys, nanoseconds,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::one_shots;
 use crate::time::lock;
 
 /// Lists, accounts and counters of the workload.
@@ -22,16 +25,18 @@ const COUNTERS: u8 = 2;
 /// What every account holds at first.
 const OPENING: i64 = 100;
 /// How long one step of a transaction may take, and its commit.
-const PATIENCE: Duration = Duration::from_secs(6);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(6);
 
 /// A key of the workload: lists, accounts and counters lie apart, so that cuts between them make several ranges.
-fn key(kind: u8, n: u8) -> Key {
+pub(crate) fn key(kind: u8, n: u8) -> Key {
     keys::user(&[b't', kind, b'0' + n])
 }
 
 /// Where ranges are cut so that transactions meet several.
 pub(crate) fn cuts() -> Vec<Key> {
-    vec![key(b'b', 0), key(b'b', 3), key(b'l', 4)]
+    let mut cuts = vec![key(b'b', 0), key(b'b', 3), key(b'l', 4)];
+    cuts.extend(one_shots::cuts());
+    cuts
 }
 
 /// How far a transaction came, as its client was told.
@@ -48,18 +53,22 @@ pub(crate) enum Fate {
 /// One transaction, as its client saw it.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
-    client: u64,
-    began: Duration,
-    told: Duration,
+    pub(crate) client: u64,
+    pub(crate) began: Duration,
+    pub(crate) told: Duration,
     pub(crate) fate: Fate,
     pub(crate) handle: Option<TxnHandle>,
-    isolation: Isolation,
+    pub(crate) isolation: Isolation,
     /// What it saw of others.
-    reads: Vec<(Key, Option<Bytes>)>,
-    /// What it wrote at last.
-    writes: BTreeMap<Key, Bytes>,
-    acts: Vec<Act>,
-    wrong: Option<String>,
+    pub(crate) reads: Vec<(Key, Option<Bytes>)>,
+    /// What it wrote at last; `None`: it removed the key.
+    pub(crate) writes: BTreeMap<Key, Option<Bytes>>,
+    pub(crate) acts: Vec<Act>,
+    pub(crate) wrong: Option<String>,
+    /// If it was known as a whole: its id, and what it was.
+    pub(crate) whole: Option<(RequestId, Whole)>,
+    /// An answer to it was lost.
+    pub(crate) doubted: bool,
 }
 
 /// All transactions of a run, shared with their clients.
@@ -81,7 +90,7 @@ impl Session {
 
     fn saw(&mut self, key: &Key, value: Option<&Bytes>) {
         if let Some(own) = self.record.writes.get(key) {
-            if value != Some(own) {
+            if value != own.as_ref() {
                 self.record.wrong = Some(format!("it wrote {own:?} to {key} and read {value:?}"));
             }
         } else {
@@ -104,7 +113,7 @@ impl Session {
         let deadline = self.deadline();
         // Noted first: what is not answered may be there.
         self.txn.write(key.clone(), Some(value.clone()), Wait::Block, deadline).await?;
-        self.record.writes.insert(key.clone(), value);
+        self.record.writes.insert(key.clone(), Some(value));
         Ok(())
     }
 
@@ -190,7 +199,7 @@ impl Session {
         let before = now - 1;
         let value = (before != 0).then(|| Bytes::copy_from_slice(&before.to_be_bytes()));
         self.saw(&key, value.as_ref());
-        self.record.writes.insert(key, Bytes::copy_from_slice(&now.to_be_bytes()));
+        self.record.writes.insert(key, Some(Bytes::copy_from_slice(&now.to_be_bytes())));
         Ok(())
     }
 
@@ -238,6 +247,9 @@ fn money(value: Option<&Bytes>) -> i64 {
 
 /// Runs one transaction; its place in the log is `index`, and `seed` decides all that it does.
 pub(crate) async fn perform(router: Router, client: u64, seed: u64, log: Log, index: usize) {
+    if seed.is_multiple_of(4) {
+        return one_shots::perform(router, client, seed, log, index).await;
+    }
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let isolation = match random.random_range(0..10) {
         0 => Isolation::ReadCommitted,
@@ -288,15 +300,21 @@ pub(crate) fn opened(client: u64, began: Duration, isolation: Isolation) -> Reco
         writes: BTreeMap::new(),
         acts: Vec::new(),
         wrong: None,
+        whole: None,
+        doubted: false,
     }
 }
 
-fn end(log: &Log, index: usize, router: &Router, record: Record) {
+pub(crate) fn end(log: &Log, index: usize, router: &Router, record: Record) {
     lock(log)[index] = Record { told: router.clock().mono(), ..record };
 }
 
 /// Asks what became of a transaction whose client was not told.
 pub(crate) async fn settle(router: Router, log: Log, index: usize) {
+    let whole = lock(&log)[index].whole.clone();
+    if let Some((id, whole)) = whole {
+        return one_shots::settle(router, log, index, id, whole).await;
+    }
     let Some(handle) = lock(&log)[index].handle.clone() else {
         // It locked nothing before its gateway died, so nothing of it is anywhere.
         lock(&log)[index].fate = Fate::Aborted;
@@ -323,7 +341,7 @@ pub(crate) fn judge(log: &[Record], wild_clocks: bool) -> (Vec<String>, u64) {
     for (_, record) in &in_order {
         wrong.extend(record.wrong.iter().map(|why| format!("a transaction of client {}: {why}", record.client)));
     }
-    wrong.extend(run_alone(&in_order));
+    wrong.extend(run_alone(&in_order, &one_shots::doubtful(log)));
     wrong.extend(outcomes(log));
     let history: Vec<Transaction> = log.iter().map(told).collect();
     // What the weak levels may show is not looked at here: their transactions write, too, and only what they read is left out.
@@ -338,17 +356,16 @@ pub(crate) fn judge(log: &[Record], wild_clocks: bool) -> (Vec<String>, u64) {
 }
 
 /// Runs the committed transactions one after the other.
-fn run_alone(in_order: &[(Timestamp, &Record)]) -> Vec<String> {
-    let mut values: BTreeMap<&Key, &Bytes> = BTreeMap::new();
+fn run_alone(in_order: &[(Timestamp, &Record)], doubtful: &BTreeSet<Key>) -> Vec<String> {
+    let mut values: BTreeMap<&Key, &Option<Bytes>> = BTreeMap::new();
     let mut wrong = Vec::new();
     for (place, (at, record)) in in_order.iter().enumerate() {
         if record.isolation == Isolation::Serializable {
-            for (key, seen) in &record.reads {
-                let expected = values.get(key).copied();
+            for (key, seen) in record.reads.iter().filter(|(key, _)| !doubtful.contains(key)) {
+                let expected = values.get(key).and_then(|value| value.as_ref());
                 // Transactions of one timestamp have no order among them, but those of one key have.
                 let beside = in_order.iter().enumerate().filter(|(other, (same, _))| *same == *at && *other != place);
-                let by_another =
-                    beside.flat_map(|(_, (_, other))| other.writes.get(key)).any(|value| Some(value) == seen.as_ref());
+                let by_another = beside.flat_map(|(_, (_, other))| other.writes.get(key)).any(|value| value == seen);
                 if expected != seen.as_ref() && !by_another {
                     let (client, began) = (record.client, record.began);
                     wrong.push(format!(

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use flotilla_range::check::hash;
 use flotilla_storage::engine::Engine;
+use flotilla_storage::locks;
 use flotilla_types::{Key, KeySpan, LogIndex, RangeDescriptor, RangeId, ReplicaDescriptor, StoreId};
 
 use crate::node::TIMES;
@@ -15,6 +16,9 @@ use crate::world::World;
 
 /// Leases, section 10: every range is led again so soon after healing.
 const LEASED_WITHIN: Duration = TIMES.support.saturating_mul(3).saturating_add(Duration::from_secs(5));
+
+/// An abandoned transaction is taken for dead after five seconds; it is looked for every five, when it is ten seconds old.
+const LOCKS_GONE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The newest descriptor of every range that lives somewhere.
 fn ranges(world: &World) -> BTreeMap<RangeId, RangeDescriptor> {
@@ -98,6 +102,26 @@ pub(crate) fn replicas_equal(run: &mut Run) {
     });
     if !equal && run.world.failures.is_empty() {
         run.world.fail(format!("replicas are not equal after 40 quiet seconds: {last:?}"));
+    }
+}
+
+/// What dead coordinators left is found and cleared, although nobody asks for it.
+pub(crate) fn no_lock_left(run: &mut Run) {
+    let mut left = Vec::new();
+    let clear = within(run, LOCKS_GONE_WITHIN, |world| {
+        left.clear();
+        for (store, host) in world.hosts.iter().filter(|(_, host)| host.node.is_some()) {
+            let view = host.disk.engine.snapshot();
+            let looked = locks::each(view.as_ref(), &KeySpan::ALL, |key, lock| {
+                left.push(format!("{key} by {} on {store}", lock.txn.id));
+                left.len() < 5
+            });
+            left.extend(looked.err().map(|error| error.to_string()));
+        }
+        left.is_empty()
+    });
+    if !clear && run.world.failures.is_empty() {
+        run.world.fail(format!("{LOCKS_GONE_WITHIN:?} after healing there are locks: {left:?}"));
     }
 }
 

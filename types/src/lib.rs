@@ -33,7 +33,8 @@ pub use request::{
     ScanResult, TxnState, Write, WriteResult,
 };
 pub use txn::{
-    Edge, EndKind, EndTxn, FinishedTxn, HISTORY_MAX, Increment, Isolation, LockRecord, LockedBy, Outcome, OwnValue,
-    Priority, PushKind, PushResult, PushTxn, QueryTxn, RecordOp, Resolve, ResolveTarget, Seq, SeqRange, Strength,
-    TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnRecord, TxnRefusal, TxnStatus, Wait, Waiter, is_ignored,
+    Claim, Compare, Edge, EndKind, EndTxn, FinishedTxn, HISTORY_MAX, Increment, Isolation, LockRecord, LockedBy,
+    OneShot, Outcome, OwnValue, Priority, PushKind, PushResult, PushTxn, QueryTxn, RecordOp, Resolve, ResolveTarget,
+    Seq, SeqRange, Staged, Strength, TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnRecord, TxnRefusal, TxnStatus, Wait,
+    Waiter, Whole, is_ignored,
 };

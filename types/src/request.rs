@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::{
     Edge, Generation, Increment, Key, KeySpan, LogIndex, Outcome, PushResult, RangeDescriptor, RangeId, RecordOp,
-    ReplicaId, RequestId, Resolve, StoreId, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnStatus,
+    ReplicaId, RequestId, Resolve, Staged, StoreId, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnStatus, Whole,
 };
 
 /// A request to one range.
@@ -132,6 +132,8 @@ pub enum Write {
     },
     /// Adds to a counter.
     Increment(Increment),
+    /// A transaction that is known as a whole.
+    Whole(Box<Whole>),
     /// Records a descriptor under its meta key unless a newer one is there already. Used by ranges to keep the
     /// addressing records true; idempotent.
     PutMeta {
@@ -249,6 +251,13 @@ pub enum WriteResult {
     },
     /// A counter's value after the addition.
     Number(i64),
+    /// A transaction that is known as a whole.
+    Whole {
+        /// Whether all comparisons held, and so which branch was done; `None` if it had none, or if nobody knows any more.
+        held: Option<bool>,
+        /// What its steps returned; `None` if an earlier try of the same request had done it.
+        rows: Option<Vec<Option<Row>>>,
+    },
     /// A piece of a range delete.
     Deleted {
         /// How many keys were removed.
@@ -296,8 +305,10 @@ pub enum Reply {
         /// The transaction commits at or above, if it laid locks.
         locked: Option<Timestamp>,
     },
-    /// To `RecordOp::End`, and to a repetition of one that is past: the record's word.
+    /// To `RecordOp::End` and `RecordOp::Recover`, and to a repetition of one that is past: the record's word.
     Ended(Outcome),
+    /// To `EndKind::Stage`: the record is there.
+    Staged,
     /// To `RecordOp::Heartbeat`: the transaction may go on.
     Alive,
     /// To `RecordOp::Push`.
@@ -321,22 +332,30 @@ pub enum Reply {
 }
 
 /// What a record says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TxnState {
     /// It has not ended. `recorded`: there is a record already.
     Open {
         /// Whether there is a record.
         recorded: bool,
     },
+    /// It is committed if its writes are there.
+    Staging(Staged),
     /// It has ended.
-    Ended(Outcome),
+    Ended {
+        /// How.
+        outcome: Outcome,
+        /// Of a conditional transaction, where that is known: whether its comparisons held.
+        held: Option<bool>,
+    },
 }
 
 impl From<TxnStatus> for TxnState {
     fn from(status: TxnStatus) -> Self {
         match status {
             TxnStatus::Pending => Self::Open { recorded: true },
-            TxnStatus::Committed(at) => Self::Ended(Outcome::Committed { at }),
+            TxnStatus::Staging(staged) => Self::Staging(staged),
+            TxnStatus::Committed(at) => Self::Ended { outcome: Outcome::Committed { at }, held: None },
         }
     }
 }
@@ -368,11 +387,14 @@ impl Write {
             | Self::Increment(Increment { key, .. })
             | Self::PutMeta { key, .. } => Some(KeySpan::point(key.clone())),
             Self::DeleteRange { span, .. } => Some(span.clone()),
-            Self::Batch { ops } => {
-                let first = ops.iter().map(BatchOp::key).min()?;
-                let last = ops.iter().map(BatchOp::key).max()?;
-                Some(KeySpan { start: first.clone(), end: last.next() })
-            }
+            Self::Batch { ops } => hull(ops.iter().map(BatchOp::key)),
+            Self::Whole(whole) => hull(whole.keys()),
         }
     }
+}
+
+/// The smallest span over some keys; `None` without any.
+fn hull<'a>(keys: impl Iterator<Item = &'a Key> + Clone) -> Option<KeySpan> {
+    let (first, last) = (keys.clone().min()?, keys.max()?);
+    Some(KeySpan { start: first.clone(), end: last.next() })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use flotilla_types::{
     Command, EndKind, EndTxn, Isolation, Key, KeySpan, Outcome, Priority, QueryTxn, RangeDescriptor, RecordOp, Reply,
-    Resolve, ResolveTarget, SeqRange, TxnMeta, TxnState,
+    Resolve, ResolveTarget, SeqRange, Timestamp, TxnMeta, TxnState,
 };
 use futures::FutureExt;
 
@@ -40,39 +40,53 @@ impl Router {
         );
     }
 
-    /// Ends a transaction whose caller has gone, and clears its locks. It may have been committed already, if the caller went
-    /// while that was under way: then its record says so.
-    pub(crate) fn abandon(&self, meta: TxnMeta, ignored: Vec<SeqRange>, locks: Vec<Key>) {
+    /// A transaction is committed by what was staged: its record is told so, and its locks go.
+    pub(crate) fn finish_staged(&self, meta: TxnMeta, at: Timestamp, ignored: Vec<SeqRange>, locks: Vec<Key>) {
         let router = self.clone();
         self.shared.tasks.spawn(
             async move {
                 let until = router.shared.clock.mono() + PATIENCE;
-                let lock_spans = spans(&locks.iter().cloned().collect());
-                let kind = EndKind::Abort;
-                let end = EndTxn { meta: meta.clone(), kind, lock_spans, ignored: Vec::new(), local: Vec::new() };
-                let ended = router.ask_record(RecordOp::End(end), until).await;
-                if let Ok(Reply::Ended(outcome)) = ended {
-                    // What is left is cleared by whoever meets it.
-                    drop(router.resolve_keys(&meta, outcome, &ignored, &locks, until).await);
+                let end = EndTxn {
+                    meta: meta.clone(),
+                    kind: EndKind::Commit(at),
+                    lock_spans: spans(&locks.iter().cloned().collect()),
+                    ignored: ignored.clone(),
+                    local: Vec::new(),
+                    held: None,
+                };
+                // Else whoever meets the locks, or the record, proves it.
+                if let Ok(Reply::Ended(outcome)) = router.ask_record(RecordOp::End(end), until).await {
+                    router.clean_up(meta, outcome, ignored, locks);
                 }
             }
             .boxed(),
         );
     }
 
-    /// Finds out what became of a commit whose answer was lost, and cleans up accordingly.
-    pub(crate) fn settle(&self, handle: TxnHandle, meta: TxnMeta, ignored: Vec<SeqRange>, locks: Vec<Key>) {
+    /// Ends a transaction whose caller has gone, or was told that its end is not known, and clears its locks. It may have been
+    /// committed already: then its record says so.
+    pub(crate) fn abandon(&self, meta: TxnMeta, ignored: Vec<SeqRange>, locks: Vec<Key>) {
         let router = self.clone();
         self.shared.tasks.spawn(
             async move {
                 let until = router.shared.clock.mono() + PATIENCE;
+                let lock_spans = spans(&locks.iter().cloned().collect());
+                let (kind, ignored_none, local) = (EndKind::Abort, Vec::new(), Vec::new());
+                let end = EndTxn { meta: meta.clone(), kind, lock_spans, ignored: ignored_none, local, held: None };
                 let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
                 while router.shared.clock.mono() < until {
                     let deadline = router.shared.clock.mono() + TRY;
-                    if let Ok(Some(outcome)) = router.outcome(&handle, deadline).await {
-                        return router.clean_up(meta, outcome, ignored, locks);
+                    match router.ask_record(RecordOp::End(end.clone()), deadline).await {
+                        Ok(Reply::Ended(outcome @ Outcome::Committed { .. })) => {
+                            return router.clean_up(meta, outcome, ignored, locks);
+                        }
+                        Ok(Reply::Ended(Outcome::Aborted)) => {
+                            // What is left is cleared by whoever meets it.
+                            drop(router.resolve_keys(&meta, Outcome::Aborted, &ignored, &locks, until).await);
+                            return;
+                        }
+                        _ => router.pause(backoff.pause(&router.shared.dice), until).await,
                     }
-                    router.pause(backoff.pause(&router.shared.dice), until).await;
                 }
             }
             .boxed(),
@@ -85,22 +99,30 @@ impl Router {
     /// # Errors
     /// See `KvError`; asking again does no harm.
     pub async fn outcome(&self, handle: &TxnHandle, deadline: Duration) -> Result<Option<Outcome>, KvError> {
-        match self.ask_record(RecordOp::Query(QueryTxn { meta: described(handle), settle: true }), deadline).await? {
-            Reply::Queried { status: Some(TxnState::Ended(outcome)), .. } => Ok(Some(outcome)),
-            Reply::Queried { status: None, .. } => Ok(None),
-            _ => Err(KvError::Unavailable { range: None, why: "its record was not settled".to_owned() }),
+        let query = RecordOp::Query(QueryTxn { meta: described(handle), settle: true });
+        loop {
+            let Reply::Queried { status, .. } = self.ask_record(query.clone(), deadline).await? else {
+                return Err(KvError::Unavailable { range: None, why: "its record was not settled".to_owned() });
+            };
+            match status {
+                None => return Ok(None),
+                Some(TxnState::Ended { outcome, .. }) => return Ok(Some(outcome)),
+                // The record goes by what is found; then it is asked again.
+                Some(TxnState::Staging(staged)) => drop(self.recover(&described(handle), &staged, deadline).await?),
+                Some(TxnState::Open { .. }) => {}
+            }
         }
     }
 
-    /// What became of an intention, if it has ended. Decides nothing.
+    /// What the record of an intention says. Decides nothing.
     pub(crate) async fn peek_outcome(
         &self,
         handle: &TxnHandle,
         deadline: Duration,
-    ) -> Result<Option<Outcome>, KvError> {
+    ) -> Result<Option<TxnState>, KvError> {
         let query = QueryTxn { meta: described(handle), settle: false };
         match self.ask_record(RecordOp::Query(query), deadline).await? {
-            Reply::Queried { status: Some(TxnState::Ended(outcome)), .. } => Ok(Some(outcome)),
+            Reply::Queried { status, .. } => Ok(status),
             _ => Ok(None),
         }
     }

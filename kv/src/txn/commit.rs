@@ -29,11 +29,18 @@ impl Txn {
     /// # Errors
     /// See `KvError`.
     pub async fn commit(mut self, deadline: Duration) -> Result<Committed, KvError> {
+        self.commit_now(deadline).await
+    }
+
+    pub(super) async fn commit_now(&mut self, deadline: Duration) -> Result<Committed, KvError> {
         if self.phase == Phase::Failed {
             return Err(KvError::TxnFailed);
         }
         let at = match self.meta.clone() {
-            None => self.stamps()?.read,
+            None => {
+                super::count_commit("read_only");
+                self.stamps()?.read
+            }
             Some(meta) => self.commit_record(&meta, deadline).await?,
         };
         self.phase = Phase::Ended;
@@ -48,7 +55,7 @@ impl Txn {
     }
 
     /// Nobody is told of a timestamp that his clock has not reached; strictly, that not all clocks have passed.
-    async fn await_clock(&self, at: Timestamp, deadline: Duration) -> Result<(), KvError> {
+    pub(super) async fn await_clock(&self, at: Timestamp, deadline: Duration) -> Result<(), KvError> {
         let clock = &self.router.shared.clock;
         loop {
             let (reading, target) = if self.options.strict {
@@ -93,11 +100,6 @@ impl Txn {
                         clock.write = clock.write.max(above.next());
                     }
                 }
-                Err(Failed::Refused(TxnRefusal::AlreadyCommitted { at })) => {
-                    // Another transaction has done it: what this one laid goes.
-                    self.give_up();
-                    return Ok(at);
-                }
                 Err(Failed::Kv(KvError::Ambiguous { why })) => {
                     self.phase = Phase::Ended;
                     return Err(self.settle(meta, why));
@@ -110,18 +112,19 @@ impl Txn {
     }
 
     /// Ends the record. Clears the locks with it or behind it.
-    async fn end(&mut self, meta: &TxnMeta, kind: EndKind, deadline: Duration) -> Result<Outcome, Failed> {
+    pub(super) async fn end(&mut self, meta: &TxnMeta, kind: EndKind, deadline: Duration) -> Result<Outcome, Failed> {
         let locks: Vec<_> = self.beating.locks().iter().cloned().collect();
         let lock_spans = spans(&self.beating.locks());
         let all = locks.first().zip(locks.last());
         let all = all.map(|(first, last)| KeySpan { start: first.clone(), end: last.next() });
-        let few = locks.len() <= LOCAL_MAX;
+        let few = locks.len() <= LOCAL_MAX && self.router.shared.config.txn.local;
         let mut local = false;
         let cut = |owner: &RangeDescriptor| {
             local = few && all.as_ref().is_some_and(|all| owner.span.covers(all));
             let end = EndTxn {
                 meta: meta.clone(),
-                kind,
+                kind: kind.clone(),
+                held: self.held,
                 lock_spans: lock_spans.clone(),
                 ignored: self.ignored.clone(),
                 local: if local { locks.clone() } else { Vec::new() },
@@ -130,19 +133,20 @@ impl Txn {
         };
         let (reply, _) = self.router.send(&Place::Of(meta.anchor.clone()), deadline, cut).await?;
         let Reply::Ended(outcome) = reply.reply else { return Err(self.strange().into()) };
-        if matches!(outcome, Outcome::Committed { .. }) && !local {
-            self.router.clean_up(meta.clone(), outcome, self.ignored.clone(), locks);
+        if matches!(outcome, Outcome::Committed { .. }) {
+            super::count_commit(if local { "local" } else { "explicit" });
+            if !local {
+                self.router.clean_up(meta.clone(), outcome, self.ignored.clone(), locks);
+            }
         }
         Ok(outcome)
     }
 
     /// A commit was sent and no answer came: somebody finds out behind the caller's back.
-    fn settle(&self, meta: &TxnMeta, why: String) -> KvError {
-        self.beating.stop();
-        let locks = self.beating.locks().iter().cloned().collect();
+    pub(super) fn settle(&self, meta: &TxnMeta, why: String) -> KvError {
+        self.give_up();
         let handle =
             TxnHandle { id: meta.id, anchor: meta.anchor.clone(), anchored: meta.anchored, commit_id: meta.commit_id };
-        self.router.settle(handle.clone(), meta.clone(), self.ignored.clone(), locks);
         KvError::CommitUnknown { handle: Box::new(handle), why }
     }
 

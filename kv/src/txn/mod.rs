@@ -7,13 +7,14 @@
 //!    │                                     └──► locks resolved, record collected, behind the caller's back (cleanup.rs)
 //!    └ heartbeats from the first lock on                               (heartbeat.rs)
 //!
-//!   one-shots: the same, made and redone here until they pass          (one_shot.rs)
-//!   pushes, for requests that wait in a range                          (push.rs)
+//!   one-shots: made and redone here until they pass, all at once       (one_shot.rs, at_once.rs)
+//!   pushes, for requests that wait in a range; recovery of what was staged     (push.rs)
 //! ```
 //! Nothing is written when a transaction begins; one that only reads never has a record. The coordinator dies with whoever
 //! holds the `Txn`: dropped without a commit it is rolled back, and if the whole node dies, whoever meets its locks finds that
 //! nobody sends heartbeats any more.
 
+mod at_once;
 mod cleanup;
 mod commit;
 mod heartbeat;
@@ -31,7 +32,7 @@ use crate::{KvError, Router};
 use heartbeat::Beating;
 
 pub use commit::Committed;
-pub use one_shot::{Compare, OneShot, TxnResult};
+pub use one_shot::TxnResult;
 
 /// How a transaction wants to be treated.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,16 +47,36 @@ pub struct TxnOptions {
     pub token: Option<Timestamp>,
 }
 
-/// Bounds on one transaction.
+/// How transactions are carried out at this node: bounds on each, and switches of what makes them faster, which tests turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TxnLimits {
-    /// Keys that it may lock.
-    pub(crate) locks: usize,
-    /// Bytes of keys and values that it may write.
-    pub(crate) bytes: usize,
+pub struct TxnConfig {
+    /// Keys that one may lock.
+    pub locks_max: usize,
+    /// Bytes of keys and values that one may write.
+    pub bytes_max: usize,
+    /// What is known as a whole and lies in one range is one write there.
+    pub one_phase: bool,
+    /// What is known as a whole writes its record beside its writes.
+    pub parallel_commit: bool,
+    /// Locks that all lie in the record's range are resolved in the step that commits.
+    pub local: bool,
 }
 
-pub(crate) const LIMITS: TxnLimits = TxnLimits { locks: 262_144, bytes: 64 << 20 };
+impl Default for TxnConfig {
+    fn default() -> Self {
+        Self { locks_max: 262_144, bytes_max: 64 << 20, one_phase: true, parallel_commit: true, local: true }
+    }
+}
+
+/// Counts a commit, by the way it took.
+fn count_commit(path: &'static str) {
+    metrics::counter!("flotilla_txn_commits_total", "path" => path).increment(1);
+}
+
+/// Counts that a transaction was begun again.
+fn count_restart(why: &'static str) {
+    metrics::counter!("flotilla_txn_restarts_total", "why" => why).increment(1);
+}
 
 /// What one asks with what became of a commit whose answer was lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +123,10 @@ pub struct Txn {
     /// Where the record will lie, if that is known before the first lock.
     anchor: Option<Key>,
     beating: Arc<Beating>,
+    /// Its record may be staged.
+    staged: bool,
+    /// Of a conditional one: whether its comparisons held.
+    held: Option<bool>,
 }
 
 /// The timestamps of a transaction.
@@ -188,6 +213,8 @@ impl Router {
             bytes: 0,
             anchor: None,
             beating: Arc::default(),
+            staged: false,
+            held: None,
         }
     }
 }

@@ -1,42 +1,28 @@
 //! Transactions that are known as a whole: atomic batches over several ranges, and conditional transactions. Nothing is told
 //! to the caller before the end, so that they are redone here until they pass.
+//!
+//! In one range: one request, evaluated there without locks. In several: all reads at once, then all writes at once, and
+//! with them the record (parallel commit): one round of consensus. What has comparisons writes its record after its writes, since a
+//! repetition might take the other branch, and then only the record tells that it was done. A branch that names a key twice
+//! goes step by step.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_types::{BatchOp, Key, Outcome, RequestId, Row, Timestamp, Wait};
+use flotilla_types::{
+    BatchOp, Command, Increment, Key, KeySpan, OneShot, Outcome, RangeDescriptor, Reply, RequestId, Row, Timestamp,
+    TxnState, Wait, Whole, Write, WriteResult,
+};
 
-use super::{TxnHandle, TxnOptions};
+use super::at_once::Writes;
+use super::{Txn, TxnHandle, TxnOptions};
 use crate::backoff::Backoff;
+use crate::send::{Cut, Place};
 use crate::{KvError, Router};
 
-/// What must hold for the first branch of a conditional transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Compare {
-    /// Which key.
-    pub key: Key,
-    /// The value it must have; `None`: it must be absent.
-    pub expected: Option<Bytes>,
-}
-
-/// One step of a branch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OneShot {
-    /// Reads a key.
-    Get(Key),
-    /// Sets a key, or removes it with `None`.
-    Write(Key, Option<Bytes>),
-    /// Adds to a counter.
-    Increment(Key, i64),
-}
-
-impl OneShot {
-    const fn key(&self) -> &Key {
-        match self {
-            Self::Get(key) | Self::Write(key, _) | Self::Increment(key, _) => key,
-        }
-    }
-}
+/// Tries that write everything at once. A transaction that others are in the way of fares better if it takes its locks in order.
+const AT_ONCE_TRIES: u32 = 2;
 
 /// What a conditional transaction did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +36,29 @@ pub struct TxnResult {
     pub at: Timestamp,
 }
 
+/// What goes at once of a branch that names no key twice.
+struct Plan {
+    reads: Vec<Key>,
+    writes: Writes,
+}
+
+impl Plan {
+    fn of(branch: &[OneShot]) -> Option<Self> {
+        let (mut seen, mut plan) = (BTreeSet::new(), Self { reads: Vec::new(), writes: Writes::default() });
+        for step in branch {
+            if !seen.insert(step.key()) {
+                return None;
+            }
+            match step.clone() {
+                OneShot::Get(key) => plan.reads.push(key),
+                OneShot::Write(key, value) => plan.writes.blind.push((key, value)),
+                OneShot::Increment(key, by) => plan.writes.increments.push(Increment { key, by }),
+            }
+        }
+        Some(plan)
+    }
+}
+
 impl Router {
     /// Writes in several ranges, all or nothing.
     ///
@@ -61,14 +70,12 @@ impl Router {
         ops: &[BatchOp],
         deadline: Duration,
     ) -> Result<Timestamp, KvError> {
-        let steps: Vec<_> = ops
-            .iter()
-            .map(|op| match op {
-                BatchOp::Put { key, value } => OneShot::Write(key.clone(), Some(value.clone())),
-                BatchOp::Delete { key } => OneShot::Write(key.clone(), None),
-            })
-            .collect();
-        Ok(self.transact(id, &[], &steps, &[], deadline).await?.at)
+        let steps = ops.iter().map(|op| match op {
+            BatchOp::Put { key, value } => OneShot::Write(key.clone(), Some(value.clone())),
+            BatchOp::Delete { key } => OneShot::Write(key.clone(), None),
+        });
+        let whole = Whole { then: steps.collect(), ..Whole::default() };
+        Ok(self.over_ranges(id, &whole, deadline).await?.at)
     }
 
     /// If all comparisons hold, does the first branch, else the second: all or nothing, at one timestamp. The same id on
@@ -76,82 +83,194 @@ impl Router {
     ///
     /// # Errors
     /// See `KvError`.
-    pub async fn transact(
+    pub async fn transact(&self, id: RequestId, whole: &Whole, deadline: Duration) -> Result<TxnResult, KvError> {
+        let write = Write::Whole(Box::new(whole.clone()));
+        let Some(span) = write.span() else {
+            return Err(KvError::Invalid { what: "a transaction is empty: name at least one key".to_owned() });
+        };
+        if self.shared.config.txn.one_phase && self.is_one_range(&span, deadline).await? {
+            match self.in_one_range(id, write, &span, deadline).await {
+                Err(KvError::CrossesRanges { .. }) => {}
+                done => return done,
+            }
+        }
+        self.over_ranges(id, whole, deadline).await
+    }
+
+    /// Whether a span lies in one range, as far as is known. A span that does not never will.
+    pub(crate) async fn is_one_range(&self, span: &KeySpan, deadline: Duration) -> Result<bool, KvError> {
+        Ok(self.find(&Place::Of(span.start.clone()), deadline).await?.span.covers(span))
+    }
+
+    async fn in_one_range(
         &self,
         id: RequestId,
-        compares: &[Compare],
-        then: &[OneShot],
-        otherwise: &[OneShot],
+        write: Write,
+        span: &KeySpan,
         deadline: Duration,
     ) -> Result<TxnResult, KvError> {
-        let named = compares.iter().map(|compare| &compare.key);
-        let Some(anchor) = named.chain(then.iter().chain(otherwise).map(OneShot::key)).min() else {
+        let cut = |owner: &RangeDescriptor| {
+            if owner.span.covers(span) {
+                Cut::Ask(Command::Write { id, write: write.clone() })
+            } else {
+                Cut::Refuse(KvError::CrossesRanges { boundary: owner.span.end.clone() })
+            }
+        };
+        let (reply, _) = self.send(&Place::Of(span.start.clone()), deadline, cut).await?;
+        let Reply::Write(WriteResult::Whole { held, rows }) = reply.reply else {
+            return Err(KvError::Ambiguous { why: "a transaction was answered by something else".to_owned() });
+        };
+        super::count_commit("one_phase");
+        Ok(TxnResult { held: held.unwrap_or(true), rows: rows.unwrap_or_default(), at: reply.timestamp })
+    }
+
+    async fn over_ranges(&self, id: RequestId, whole: &Whole, deadline: Duration) -> Result<TxnResult, KvError> {
+        let Some(anchor) = whole.keys().min() else {
             return Err(KvError::Invalid { what: "a transaction is empty: name at least one key".to_owned() });
         };
         let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(100));
-        loop {
-            let error = match self.try_once(id, anchor, compares, then, otherwise, deadline).await {
+        for tries in 1.. {
+            let own = self.request_id()?;
+            let mut txn = self.begin_as(id, TxnOptions::default(), own.into());
+            txn.anchor_at(anchor.clone());
+            let error = match txn.do_whole(whole, tries <= AT_ONCE_TRIES, deadline).await {
                 Err(error @ (KvError::RetryTxn { .. } | KvError::TxnAborted { .. })) => error,
                 Err(KvError::CommitUnknown { why, .. }) => return Err(KvError::Ambiguous { why }),
+                Err(KvError::AlreadyCommitted { at, held }) => {
+                    return self.done_before(id, anchor, whole, at, held, deadline).await;
+                }
                 done => return done,
             };
+            drop(txn);
             if self.shared.clock.mono() >= deadline {
                 return Err(error);
             }
+            super::count_restart("one_shot");
             self.pause(backoff.pause(&self.shared.dice), deadline).await;
         }
+        Err(KvError::DeadlineExceeded { why: "it was tried too often".to_owned() })
     }
 
-    async fn try_once(
+    /// An earlier try has committed: which branch it took.
+    async fn done_before(
         &self,
         id: RequestId,
         anchor: &Key,
-        compares: &[Compare],
-        then: &[OneShot],
-        otherwise: &[OneShot],
+        whole: &Whole,
+        at: Timestamp,
+        held: Option<bool>,
         deadline: Duration,
     ) -> Result<TxnResult, KvError> {
-        let own = self.request_id()?;
-        let mut txn = self.begin_as(id, TxnOptions::default(), own.into());
-        txn.anchor_at(anchor.clone());
-        let mut held = true;
-        for Compare { key, expected } in compares {
-            let row = txn.get(key.clone(), deadline).await?;
-            held &= row.map(|row| row.value) == *expected;
+        let held = if whole.compares.is_empty() { Some(true) } else { held };
+        let held = match held {
+            Some(held) => held,
+            None => match self.peek(id, anchor, deadline).await? {
+                Some((_, Some(held))) => held,
+                _ => {
+                    let why =
+                        format!("an earlier try was committed at {at}; which branch it took is not known any more");
+                    return Err(KvError::Ambiguous { why });
+                }
+            },
+        };
+        Ok(TxnResult { held, rows: Vec::new(), at })
+    }
+
+    /// When an intention was committed, if it was, and which branch was taken. Decides nothing.
+    async fn peek(
+        &self,
+        id: RequestId,
+        anchor: &Key,
+        deadline: Duration,
+    ) -> Result<Option<(Timestamp, Option<bool>)>, KvError> {
+        let born = Timestamp::from_wall(id.born_ms().saturating_mul(1_000_000));
+        let handle = TxnHandle { id: id.into(), anchor: anchor.clone(), anchored: born, commit_id: id };
+        Ok(match self.peek_outcome(&handle, deadline).await? {
+            Some(TxnState::Ended { outcome: Outcome::Committed { at }, held }) => Some((at, held)),
+            _ => None,
+        })
+    }
+}
+
+impl Txn {
+    /// One try.
+    async fn do_whole(&mut self, whole: &Whole, at_once: bool, deadline: Duration) -> Result<TxnResult, KvError> {
+        let compared: BTreeSet<Key> = whole.compares.iter().map(|compare| compare.key.clone()).collect();
+        let found = self.read_at_once(compared.into_iter().collect(), deadline).await?;
+        let value = |key: &Key| found.get(key).and_then(Option::as_ref).map(|row| &row.value);
+        let held = whole.compares.iter().all(|compare| value(&compare.key) == compare.expected.as_ref());
+        self.held = (!whole.compares.is_empty()).then_some(held);
+        let branch = whole.branch(held);
+        if self.held.is_some() && !branch.iter().any(OneShot::writes) {
+            // What it writes depends on what it read, and an earlier try may have written and so changed that.
+            let anchor = whole.keys().min().cloned().unwrap_or_default();
+            if let Some((at, held)) = self.router.clone().peek(self.commit_id, &anchor, deadline).await? {
+                return Err(KvError::AlreadyCommitted { at, held });
+            }
         }
-        let (mut rows, mut writes) = (Vec::new(), false);
-        for step in if held { then } else { otherwise } {
-            let row = match step {
-                OneShot::Get(key) => txn.get(key.clone(), deadline).await,
+        match Plan::of(branch) {
+            Some(plan) if at_once => self.do_at_once(plan, branch, held, deadline).await,
+            _ => self.do_in_order(branch, held, deadline).await,
+        }
+    }
+
+    async fn do_at_once(
+        &mut self,
+        plan: Plan,
+        branch: &[OneShot],
+        held: bool,
+        deadline: Duration,
+    ) -> Result<TxnResult, KvError> {
+        let found = self.read_at_once(plan.reads, deadline).await?;
+        let stage = self.router.shared.config.txn.parallel_commit && self.held.is_none() && plan.writes.may_stage();
+        let laid = match self.write_at_once(plan.writes, stage, deadline).await {
+            Ok(laid) => laid,
+            Err(error) => {
+                let at = self.give_up_staged(error, deadline).await?;
+                return Ok(TxnResult { held, rows: Vec::new(), at });
+            }
+        };
+        let at = match laid.committed {
+            Some(at) => {
+                self.committed_by_stage(at);
+                super::count_commit("parallel");
+                self.await_clock(at, deadline).await?;
+                at
+            }
+            None => match self.commit_now(deadline).await {
+                Ok(committed) => committed.at,
+                Err(error @ KvError::CommitUnknown { .. }) => return Err(error),
+                Err(error) => self.give_up_staged(error, deadline).await?,
+            },
+        };
+        let rows = branch.iter().map(|step| match step {
+            OneShot::Get(key) => found.get(key).cloned().flatten(),
+            OneShot::Write(..) => None,
+            OneShot::Increment(key, _) => laid.numbers.get(key).map(|value| counter(key, *value, at)),
+        });
+        Ok(TxnResult { held, rows: rows.collect(), at })
+    }
+
+    async fn do_in_order(&mut self, branch: &[OneShot], held: bool, deadline: Duration) -> Result<TxnResult, KvError> {
+        let mut rows = Vec::new();
+        for step in branch {
+            rows.push(match step.clone() {
+                OneShot::Get(key) => self.get(key, deadline).await?,
                 OneShot::Write(key, value) => {
-                    writes = true;
-                    txn.write(key.clone(), value.clone(), Wait::Block, deadline).await.map(|()| None)
+                    self.write(key, value, Wait::Block, deadline).await?;
+                    None
                 }
                 OneShot::Increment(key, by) => {
-                    writes = true;
-                    let sum = txn.increment(key.clone(), *by, Wait::Block, deadline).await;
-                    sum.map(|sum| {
-                        let value = Bytes::copy_from_slice(&sum.to_be_bytes());
-                        Some(Row { key: key.clone(), value, timestamp: Timestamp::ZERO })
-                    })
+                    let value = self.increment(key.clone(), by, Wait::Block, deadline).await?;
+                    Some(counter(&key, value, self.read_timestamp().unwrap_or_default()))
                 }
-            };
-            match row {
-                Ok(row) => rows.push(row),
-                Err(KvError::AlreadyCommitted { at }) => return Ok(TxnResult { held, rows: Vec::new(), at }),
-                Err(error) => return Err(error),
-            }
+            });
         }
-        let fixed = writes || (then.is_empty() && compares.is_empty());
-        if !fixed {
-            // What it writes depends on what it read, and an earlier try may have written and so changed that.
-            let born = Timestamp::from_wall(id.born_ms().saturating_mul(1_000_000));
-            let handle = TxnHandle { id: own.into(), anchor: anchor.clone(), anchored: born, commit_id: id };
-            if let Some(Outcome::Committed { at }) = self.peek_outcome(&handle, deadline).await? {
-                return Ok(TxnResult { held: !held, rows: Vec::new(), at });
-            }
-        }
-        let committed = txn.commit(deadline).await?;
-        Ok(TxnResult { held, rows, at: committed.at })
+        let at = self.commit_now(deadline).await?.at;
+        Ok(TxnResult { held, rows, at })
     }
+}
+
+fn counter(key: &Key, value: i64, timestamp: Timestamp) -> Row {
+    Row { key: key.clone(), value: Bytes::copy_from_slice(&value.to_be_bytes()), timestamp }
 }

@@ -9,13 +9,13 @@ use flotilla_types::{
     TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnRefusal, Wait,
 };
 
-use super::{Call, LIMITS, Phase, Stamps, Txn, aborted};
+use super::{Call, Phase, Stamps, Txn, aborted};
 use crate::KvError;
 use crate::read::{ScanChunk, ScanRequest, after, begin, trim};
 use crate::send::{Cut, Failed, Place};
 
 /// How often one operation is mended and sent again.
-const MENDED_MAX: u32 = 10;
+pub(super) const MENDED_MAX: u32 = 10;
 /// Keys that one piece of a range delete removes.
 const PIECE_KEYS: u64 = 256;
 
@@ -182,7 +182,7 @@ impl Txn {
     }
 
     /// These keys are locked now.
-    fn hold(&mut self, keys: Vec<Key>, weight: usize, locked: Option<Timestamp>) -> Result<(), KvError> {
+    pub(super) fn hold(&mut self, keys: Vec<Key>, weight: usize, locked: Option<Timestamp>) -> Result<(), KvError> {
         if let (Some(clock), Some(locked)) = (&mut self.clock, locked) {
             clock.write = clock.write.max(locked);
         }
@@ -191,10 +191,11 @@ impl Txn {
             self.bytes += key.as_bytes().len();
             self.beating.locks().insert(key);
         }
-        let what = if self.beating.locks().len() > LIMITS.locks {
-            format!("it has locked more than {} keys", LIMITS.locks)
-        } else if self.bytes > LIMITS.bytes {
-            format!("it has written more than {} bytes", LIMITS.bytes)
+        let limits = self.router.shared.config.txn;
+        let what = if self.beating.locks().len() > limits.locks_max {
+            format!("it has locked more than {} keys (--txn-locks-max)", limits.locks_max)
+        } else if self.bytes > limits.bytes_max {
+            format!("it has written more than {} bytes (--txn-bytes-max)", limits.bytes_max)
         } else {
             return Ok(());
         };
@@ -328,7 +329,7 @@ impl Txn {
         })
     }
 
-    fn took(&mut self, reply: RangeReply) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {
+    pub(super) fn took(&mut self, reply: RangeReply) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {
         let Reply::Txn { answer, locked } = reply.reply else { return Err(self.strange()) };
         if let Some(clock) = &mut self.clock {
             clock.read = clock.read.max(reply.timestamp);
@@ -337,22 +338,24 @@ impl Txn {
         Ok((answer, locked))
     }
 
-    /// The first lock was laid: the anchor is fixed, and heartbeats begin.
+    /// The first lock may have been laid.
     fn began_to_lock(&mut self, meta: &TxnMeta, reply: &RangeReply) {
-        if self.meta.is_none() && matches!(reply.reply, Reply::Txn { locked: Some(_), .. }) {
+        if matches!(reply.reply, Reply::Txn { locked: Some(_), .. }) {
             self.anchor(meta.clone());
         }
     }
 
     /// A lock may have been laid.
     fn doubt(&mut self, meta: &TxnMeta, key: &Key) {
-        if self.meta.is_none() {
-            self.anchor(meta.clone());
-        }
+        self.anchor(meta.clone());
         self.beating.locks().insert(key.clone());
     }
 
-    fn anchor(&mut self, meta: TxnMeta) {
+    /// The anchor is fixed, and heartbeats begin.
+    pub(super) fn anchor(&mut self, meta: TxnMeta) {
+        if self.meta.is_some() {
+            return;
+        }
         self.meta = Some(meta.clone());
         self.beating.begin(&self.router, meta);
     }

@@ -102,7 +102,7 @@ impl Kv for KvService {
         let (swapped, actual) = match result {
             WriteResult::Done => (true, None),
             WriteResult::ConditionFailed { actual } => (false, actual),
-            WriteResult::Deleted { .. } | WriteResult::Number(_) => {
+            WriteResult::Deleted { .. } | WriteResult::Number(_) | WriteResult::Whole { .. } => {
                 return Err(internal("a compare-and-swap was answered by something else"));
             }
         };

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_kv::{Committed, Compare, KvError, OneShot, Savepoint, ScanRequest, Txn, TxnHandle, TxnOptions};
+use flotilla_kv::{Committed, KvError, Savepoint, ScanRequest, Txn, TxnHandle, TxnOptions};
 use flotilla_proto::reason::Reason;
 use flotilla_proto::v1::{self, txn_request::Step, txn_response::Answer};
-use flotilla_types::{Key, Outcome, RecordReader, RecordWriter, RequestId, Strength, TxnId, Wait, keys};
+use flotilla_types::{
+    Compare, Key, OneShot, Outcome, RecordReader, RecordWriter, RequestId, Strength, TxnId, Wait, Whole, keys,
+};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -280,7 +282,7 @@ pub(super) async fn transact(
     let (then, otherwise) = (branch(then)?, branch(otherwise)?);
     let _room = door.request(bytes)?;
     let id = entered.request_id(request_id.as_ref())?;
-    let done = entered.router.transact(id, &compares, &then, &otherwise, entered.deadline).await;
+    let done = entered.router.transact(id, &Whole { compares, then, otherwise }, entered.deadline).await;
     let done = done.map_err(|error| of_kv(&error))?;
     let results = done.rows.into_iter().map(|row| v1::TransactResult { value: row.map(|row| row.value) });
     Ok(v1::TransactResponse { held: done.held, results: results.collect(), timestamp: Some(wire(done.at)) })

@@ -65,7 +65,7 @@ impl Member {
         let store_config = store_config(config);
         let (owner, store) = off_runtime("start-store", move || Store::start(dir, store_config, ports)).await??;
         peers.attach(store.clone(), contact.clone());
-        let router_config = RouterConfig { seed: rand::random(), ..RouterConfig::default() };
+        let router_config = RouterConfig { seed: rand::random(), txn: config.txn, ..RouterConfig::default() };
         let transport: Arc<dyn Transport> = Arc::new(network);
         let behind = Arc::new(Behind(CancellationToken::new()));
         let stop_behind = behind.0.clone();

@@ -35,6 +35,7 @@ impl From<RangeReply> for wire::RangeReply {
                 answer: Some(answer_out(answer)),
             }),
             Reply::Ended(outcome) => range_reply::Reply::Ended(txn::outcome_out(outcome)),
+            Reply::Staged => range_reply::Reply::Staged(wire::Nothing {}),
             Reply::Alive => range_reply::Reply::Alive(wire::Nothing {}),
             Reply::Pushed(result) => range_reply::Reply::Pushed(wire::PushReply { result: Some(pushed_out(result)) }),
             Reply::Queried { status, edges } => range_reply::Reply::Queried(queried_out(status, &edges)),
@@ -57,6 +58,11 @@ fn result_out(result: WriteResult) -> write_reply::Result {
             write_reply::Result::ConditionFailed(wire::ConditionFailed { actual })
         }
         WriteResult::Number(value) => write_reply::Result::Number(value),
+        WriteResult::Whole { held, rows } => {
+            let row = |row: Option<Row>| wire::GetReply { row: row.map(Into::into) };
+            let rows = rows.map(|rows| wire::WholeRows { rows: rows.into_iter().map(row).collect() });
+            write_reply::Result::Whole(wire::WholeDone { held, rows })
+        }
         WriteResult::Deleted { keys, resume } => {
             write_reply::Result::Deleted(wire::Deleted { keys, resume: resume.as_ref().map(key_out) })
         }
@@ -76,6 +82,11 @@ impl TryFrom<wire::RangeReply> for RangeReply {
                 write_reply::Result::Done(wire::Nothing {}) => WriteResult::Done,
                 write_reply::Result::ConditionFailed(failed) => WriteResult::ConditionFailed { actual: failed.actual },
                 write_reply::Result::Number(value) => WriteResult::Number(value),
+                write_reply::Result::Whole(whole) => {
+                    let row = |get: wire::GetReply| get.row.map(Row::try_from).transpose();
+                    let rows = whole.rows.map(|rows| rows.rows.into_iter().map(row).collect::<Result<_, _>>());
+                    WriteResult::Whole { held: whole.held, rows: rows.transpose()? }
+                }
                 write_reply::Result::Deleted(deleted) => {
                     WriteResult::Deleted { keys: deleted.keys, resume: deleted.resume.map(Key::new) }
                 }
@@ -85,6 +96,7 @@ impl TryFrom<wire::RangeReply> for RangeReply {
                 locked: reply.locked.map(Into::into),
             },
             R::Ended(outcome) => Reply::Ended(txn::outcome_in(Some(outcome))?),
+            R::Staged(wire::Nothing {}) => Reply::Staged,
             R::Alive(wire::Nothing {}) => Reply::Alive,
             R::Pushed(pushed) => Reply::Pushed(pushed_in(needed(pushed.result, "a push's result")?)?),
             R::Queried(queried) => queried_in(queried)?,
@@ -126,6 +138,7 @@ fn answer_out(answer: TxnAnswer) -> txn_reply::Answer {
             resume: resume.map(Key::into_bytes),
         }),
         TxnAnswer::Refreshed => Answer::Refreshed(wire::Nothing {}),
+        TxnAnswer::Proven(there) => Answer::Proven(there),
     }
 }
 
@@ -142,6 +155,7 @@ fn answer_in(answer: txn_reply::Answer) -> Result<TxnAnswer, WireError> {
             resume: deleted.resume.map(Key::new),
         },
         Answer::Refreshed(wire::Nothing {}) => TxnAnswer::Refreshed,
+        Answer::Proven(there) => TxnAnswer::Proven(there),
     })
 }
 
@@ -149,6 +163,7 @@ fn pushed_out(result: PushResult) -> push_reply::Result {
     match result {
         PushResult::Passed => push_reply::Result::Passed(wire::Nothing {}),
         PushResult::Waiting => push_reply::Result::Waiting(wire::Nothing {}),
+        PushResult::Indeterminate(staged) => push_reply::Result::Indeterminate(txn::staged_out(&staged)),
         PushResult::Final { outcome, ignored, lock_spans } => push_reply::Result::Final(wire::PushFinal {
             outcome: Some(txn::outcome_out(outcome)),
             ignored: txn::ignored_out(&ignored),
@@ -161,6 +176,7 @@ fn pushed_in(result: push_reply::Result) -> Result<PushResult, WireError> {
     Ok(match result {
         push_reply::Result::Passed(wire::Nothing {}) => PushResult::Passed,
         push_reply::Result::Waiting(wire::Nothing {}) => PushResult::Waiting,
+        push_reply::Result::Indeterminate(staged) => PushResult::Indeterminate(txn::staged_in(staged)?),
         push_reply::Result::Final(ended) => PushResult::Final {
             outcome: txn::outcome_in(ended.outcome)?,
             ignored: txn::ignored_in(ended.ignored),
@@ -170,13 +186,22 @@ fn pushed_in(result: push_reply::Result) -> Result<PushResult, WireError> {
 }
 
 fn queried_out(status: Option<TxnState>, edges: &[Edge]) -> wire::QueryReply {
-    let (state, outcome) = match status {
-        None => (State::Unspecified, None),
-        Some(TxnState::Open { recorded: false }) => (State::Open, None),
-        Some(TxnState::Open { recorded: true }) => (State::Recorded, None),
-        Some(TxnState::Ended(outcome)) => (State::Ended, Some(txn::outcome_out(outcome))),
+    let of = |state: State| wire::QueryReply {
+        state: state.into(),
+        edges: txn::edges_out(edges),
+        ..wire::QueryReply::default()
     };
-    wire::QueryReply { state: state.into(), outcome, edges: txn::edges_out(edges) }
+    match status {
+        None => of(State::Unspecified),
+        Some(TxnState::Open { recorded: false }) => of(State::Open),
+        Some(TxnState::Open { recorded: true }) => of(State::Recorded),
+        Some(TxnState::Staging(staged)) => {
+            wire::QueryReply { staged: Some(txn::staged_out(&staged)), ..of(State::Staging) }
+        }
+        Some(TxnState::Ended { outcome, held }) => {
+            wire::QueryReply { outcome: Some(txn::outcome_out(outcome)), held, ..of(State::Ended) }
+        }
+    }
 }
 
 fn queried_in(queried: wire::QueryReply) -> Result<Reply, WireError> {
@@ -184,7 +209,11 @@ fn queried_in(queried: wire::QueryReply) -> Result<Reply, WireError> {
         State::Unspecified => None,
         State::Open => Some(TxnState::Open { recorded: false }),
         State::Recorded => Some(TxnState::Open { recorded: true }),
-        State::Ended => Some(TxnState::Ended(txn::outcome_in(queried.outcome)?)),
+        State::Staging => {
+            let staged = needed(queried.staged, "what a transaction staged")?;
+            Some(TxnState::Staging(txn::staged_in(staged)?))
+        }
+        State::Ended => Some(TxnState::Ended { outcome: txn::outcome_in(queried.outcome)?, held: queried.held }),
     };
     Ok(Reply::Queried { status, edges: txn::edges_in(queried.edges)? })
 }

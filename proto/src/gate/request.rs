@@ -59,6 +59,7 @@ fn write_out(id: RequestId, write: &Write) -> wire::Write {
             write::Write::DeleteRange(wire::DeleteRange { span: Some(span.into()), keys_max: *keys_max })
         }
         Write::Increment(increment) => write::Write::Increment(increment.into()),
+        Write::Whole(whole) => write::Write::Whole(txn::whole_out(whole)),
         Write::PutMeta { key, descriptor } => {
             write::Write::PutMeta(wire::PutMeta { key: key_out(key), descriptor: Some(descriptor.into()) })
         }
@@ -156,6 +157,7 @@ fn write_in(write: wire::Write) -> Result<Command, WireError> {
             keys_max: delete.keys_max,
         },
         W::Increment(increment) => Write::Increment(increment.try_into()?),
+        W::Whole(whole) => Write::Whole(Box::new(txn::whole_in(whole)?)),
         W::PutMeta(put) => Write::PutMeta {
             key: key_in(put.key)?,
             descriptor: needed(put.descriptor, "an addressing record's descriptor")?.try_into()?,

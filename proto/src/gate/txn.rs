@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use flotilla_types::{
-    Command, Edge, EndKind, EndTxn, Increment, Isolation, Key, KeySpan, LockedBy, Outcome, Priority, PushKind, PushTxn,
-    QueryTxn, RecordOp, RequestId, Resolve, ResolveTarget, Seq, SeqRange, Strength, Timestamp, TxnHeader, TxnId,
-    TxnMeta, TxnOp, TxnRefusal, Wait, Waiter,
+    Claim, Command, Compare, Edge, EndKind, EndTxn, Increment, Isolation, Key, KeySpan, LockedBy, OneShot, Outcome,
+    Priority, PushKind, PushTxn, QueryTxn, RecordOp, RequestId, Resolve, ResolveTarget, Seq, SeqRange, Staged,
+    Strength, Timestamp, TxnHeader, TxnId, TxnMeta, TxnOp, TxnRefusal, Wait, Waiter, Whole,
 };
 
 use super::request::key_in;
@@ -198,6 +198,13 @@ pub(super) fn step_out(header: &TxnHeader, op: &TxnOp) -> range_request::Command
             bytes_max: *bytes_max,
         }),
         TxnOp::Write { key, value } => Op::Write(wire::KeyValue { key: key_out(key), value: value.clone() }),
+        TxnOp::Batch { writes } => {
+            let ops = writes.iter().map(|(key, value)| wire::KeyValue { key: key_out(key), value: value.clone() });
+            Op::Batch(wire::Batch { ops: ops.collect() })
+        }
+        TxnOp::Prove { key, seq, at } => {
+            Op::Prove(wire::Prove { key: key_out(key), seq: seq.0, at: Some((*at).into()) })
+        }
         TxnOp::CompareAndSet { key, expected, new } => {
             let (expected, new) = (expected.clone(), new.clone());
             Op::CompareAndSet(wire::CompareAndSwap { key: key_out(key), expected, new })
@@ -233,6 +240,17 @@ pub(super) fn step_in(step: wire::TxnStep) -> Result<Command, WireError> {
             bytes_max: scan.bytes_max,
         },
         Op::Write(write) => TxnOp::Write { key: key_in(write.key)?, value: write.value },
+        Op::Batch(batch) => {
+            let writes = batch.ops.into_iter().map(|op| Ok((key_in(op.key)?, op.value)));
+            let writes: Vec<_> = writes.collect::<Result<_, WireError>>()?;
+            if writes.is_empty() {
+                return Err(WireError::new("a batch is empty"));
+            }
+            TxnOp::Batch { writes }
+        }
+        Op::Prove(prove) => {
+            TxnOp::Prove { key: key_in(prove.key)?, seq: Seq(prove.seq), at: time_in(prove.at, "a proof's timestamp")? }
+        }
         Op::CompareAndSet(swap) => {
             TxnOp::CompareAndSet { key: key_in(swap.key)?, expected: swap.expected, new: swap.new }
         }
@@ -269,10 +287,9 @@ pub(super) fn record_out(op: &RecordOp) -> range_request::Command {
     let op = match op {
         RecordOp::End(end) => Op::End(wire::EndTxn {
             meta: Some((&end.meta).into()),
-            commit_at: match end.kind {
-                EndKind::Commit(at) => Some(at.into()),
-                EndKind::Abort => None,
-            },
+            commit_at: if let EndKind::Commit(at) = end.kind { Some(at.into()) } else { None },
+            stage: if let EndKind::Stage(staged) = &end.kind { Some(staged_out(staged)) } else { None },
+            held: end.held,
             lock_spans: spans_out(&end.lock_spans),
             ignored: ignored_out(&end.ignored),
             local: end.local.iter().map(key_out).collect(),
@@ -282,6 +299,9 @@ pub(super) fn record_out(op: &RecordOp) -> range_request::Command {
         }
         RecordOp::Push(push) => Op::Push(push_out(push)),
         RecordOp::Query(query) => Op::Query(wire::QueryTxn { meta: Some((&query.meta).into()), settle: query.settle }),
+        RecordOp::Recover { meta, at, proven } => {
+            Op::Recover(wire::Recover { meta: Some(meta.into()), at: Some((*at).into()), proven: *proven })
+        }
         RecordOp::Collect { meta } => Op::Collect(meta.into()),
     };
     range_request::Command::Record(wire::TxnRecordStep { op: Some(op) })
@@ -292,7 +312,12 @@ pub(super) fn record_in(step: wire::TxnRecordStep) -> Result<Command, WireError>
     let op = match needed(step.op, "what is asked of a record")? {
         Op::End(end) => RecordOp::End(EndTxn {
             meta: meta_in(end.meta)?,
-            kind: end.commit_at.map_or(EndKind::Abort, |at| EndKind::Commit(at.into())),
+            kind: match (end.commit_at, end.stage) {
+                (_, Some(staged)) => EndKind::Stage(staged_in(staged)?),
+                (Some(at), None) => EndKind::Commit(at.into()),
+                (None, None) => EndKind::Abort,
+            },
+            held: end.held,
             lock_spans: spans_in(end.lock_spans)?,
             ignored: ignored_in(end.ignored),
             local: end.local.into_iter().map(key_in).collect::<Result<_, _>>()?,
@@ -302,9 +327,64 @@ pub(super) fn record_in(step: wire::TxnRecordStep) -> Result<Command, WireError>
         }
         Op::Push(push) => RecordOp::Push(push_in(push)?),
         Op::Query(query) => RecordOp::Query(QueryTxn { meta: meta_in(query.meta)?, settle: query.settle }),
+        Op::Recover(recover) => RecordOp::Recover {
+            meta: meta_in(recover.meta)?,
+            at: time_in(recover.at, "when a transaction would commit")?,
+            proven: recover.proven,
+        },
         Op::Collect(meta) => RecordOp::Collect { meta: meta.try_into()? },
     };
     Ok(Command::Record(Box::new(op)))
+}
+
+pub(super) fn staged_out(staged: &Staged) -> wire::Staged {
+    let claim = |claim: &Claim| wire::Claim { key: key_out(&claim.key), seq: claim.seq.0 };
+    wire::Staged { at: Some(staged.at.into()), in_flight: staged.in_flight.iter().map(claim).collect() }
+}
+
+pub(super) fn staged_in(staged: wire::Staged) -> Result<Staged, WireError> {
+    let claim = |claim: wire::Claim| Ok(Claim { key: key_in(claim.key)?, seq: Seq(claim.seq) });
+    let in_flight = staged.in_flight.into_iter().map(claim).collect::<Result<_, WireError>>()?;
+    Ok(Staged { at: time_in(staged.at, "when a transaction would commit")?, in_flight })
+}
+
+pub(super) fn whole_out(whole: &Whole) -> wire::Whole {
+    let compare = |compare: &Compare| v1::Compare { key: key_out(&compare.key), expected: compare.expected.clone() };
+    wire::Whole {
+        compare: whole.compares.iter().map(compare).collect(),
+        then: whole.then.iter().map(one_shot_out).collect(),
+        otherwise: whole.otherwise.iter().map(one_shot_out).collect(),
+    }
+}
+
+fn one_shot_out(step: &OneShot) -> v1::TransactOp {
+    use v1::transact_op::Op;
+    let op = match step {
+        OneShot::Get(key) => Op::Get(key_out(key)),
+        OneShot::Write(key, Some(value)) => Op::Put(v1::BatchPut { key: key_out(key), value: value.clone() }),
+        OneShot::Write(key, None) => Op::Delete(key_out(key)),
+        OneShot::Increment(key, by) => Op::Increment(v1::TransactIncrement { key: key_out(key), by: *by }),
+    };
+    v1::TransactOp { op: Some(op) }
+}
+
+pub(super) fn whole_in(whole: wire::Whole) -> Result<Whole, WireError> {
+    let compare = |compare: v1::Compare| Ok(Compare { key: key_in(compare.key)?, expected: compare.expected });
+    Ok(Whole {
+        compares: whole.compare.into_iter().map(compare).collect::<Result<_, WireError>>()?,
+        then: whole.then.into_iter().map(one_shot_in).collect::<Result<_, _>>()?,
+        otherwise: whole.otherwise.into_iter().map(one_shot_in).collect::<Result<_, _>>()?,
+    })
+}
+
+fn one_shot_in(step: v1::TransactOp) -> Result<OneShot, WireError> {
+    use v1::transact_op::Op;
+    Ok(match needed(step.op, "a step of a transaction")? {
+        Op::Get(key) => OneShot::Get(key_in(key)?),
+        Op::Put(put) => OneShot::Write(key_in(put.key)?, Some(put.value)),
+        Op::Delete(key) => OneShot::Write(key_in(key)?, None),
+        Op::Increment(increment) => OneShot::Increment(key_in(increment.key)?, increment.by),
+    })
 }
 
 fn push_out(push: &PushTxn) -> wire::PushTxn {
@@ -437,7 +517,9 @@ pub(super) fn refusal_out(refusal: TxnRefusal) -> wire::RangeError {
         TxnRefusal::LockHeld(locked) => by(Kind::LockHeld, &locked),
         TxnRefusal::LockTimeout(locked) => by(Kind::LockTimeout, &locked),
         TxnRefusal::StaleWrite { key } => about(Kind::StaleWrite, &key),
-        TxnRefusal::AlreadyCommitted { at: committed } => at(Kind::AlreadyCommitted, committed),
+        TxnRefusal::AlreadyCommitted { at: committed, held } => {
+            wire::RangeError { held, ..at(Kind::AlreadyCommitted, committed) }
+        }
     }
 }
 
@@ -455,7 +537,7 @@ pub(super) fn refusal_in(error: &wire::RangeError) -> Result<Option<TxnRefusal>,
         Kind::LockHeld => TxnRefusal::LockHeld(by()?),
         Kind::LockTimeout => TxnRefusal::LockTimeout(by()?),
         Kind::StaleWrite => TxnRefusal::StaleWrite { key: key()? },
-        Kind::AlreadyCommitted => TxnRefusal::AlreadyCommitted { at: timestamp()? },
+        Kind::AlreadyCommitted => TxnRefusal::AlreadyCommitted { at: timestamp()?, held: error.held },
         _ => return Ok(None),
     }))
 }

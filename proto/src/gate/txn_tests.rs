@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use flotilla_types::{
-    Command, Edge, EndKind, EndTxn, Increment, Isolation, Key, KeySpan, LockedBy, Outcome, Priority, PushKind,
-    PushResult, PushTxn, QueryTxn, RangeError, RecordOp, Reply, RequestId, Resolve, ResolveTarget, Row, ScanResult,
-    Seq, SeqRange, Strength, Timestamp, TxnAnswer, TxnHeader, TxnId, TxnMeta, TxnOp, TxnRefusal, TxnState, Wait,
-    Waiter, Write, WriteResult, keys,
+    Claim, Command, Compare, Edge, EndKind, EndTxn, Increment, Isolation, Key, KeySpan, LockedBy, OneShot, Outcome,
+    Priority, PushKind, PushResult, PushTxn, QueryTxn, RangeError, RecordOp, Reply, RequestId, Resolve, ResolveTarget,
+    Row, ScanResult, Seq, SeqRange, Staged, Strength, Timestamp, TxnAnswer, TxnHeader, TxnId, TxnMeta, TxnOp,
+    TxnRefusal, TxnState, Wait, Waiter, Whole, Write, WriteResult, keys,
 };
 
 fn key(n: u8) -> Key {
@@ -44,6 +44,19 @@ fn edges() -> Vec<Edge> {
     vec![Edge { waiter, holder: TxnId([6; 16]) }]
 }
 
+fn staged() -> Staged {
+    Staged { at: at(4), in_flight: vec![Claim { key: key(2), seq: Seq(3) }] }
+}
+
+fn whole() -> Whole {
+    let compares = vec![
+        Compare { key: key(1), expected: None },
+        Compare { key: key(2), expected: Some(Bytes::from_static(b"x")) },
+    ];
+    let then = vec![OneShot::Write(key(1), Some(Bytes::from_static(b"y"))), OneShot::Increment(key(3), -2)];
+    Whole { compares, then, otherwise: vec![OneShot::Get(key(1)), OneShot::Write(key(2), None)] }
+}
+
 pub(super) fn commands() -> Vec<Command> {
     let value = Bytes::from_static(b"value");
     let op = |op| Command::Txn { header: Box::new(header(Wait::Block)), op };
@@ -54,7 +67,7 @@ pub(super) fn commands() -> Vec<Command> {
     };
     let end = |kind, local| {
         let (meta, lock_spans) = (meta(Isolation::ReadCommitted, Priority::Low), vec![span()]);
-        record(RecordOp::End(EndTxn { meta, kind, lock_spans, ignored: Vec::new(), local }))
+        record(RecordOp::End(EndTxn { meta, kind, lock_spans, ignored: Vec::new(), local, held: Some(true) }))
     };
     let push = |kind, pusher| {
         let (pushee, priority) = (meta(Isolation::Serializable, Priority::Normal), Priority::High);
@@ -72,6 +85,11 @@ pub(super) fn commands() -> Vec<Command> {
         op(TxnOp::Increment(Increment { key: key(1), by: -7 })),
         op(TxnOp::DeleteRange { span: span(), keys_max: 7 }),
         op(TxnOp::Refresh { span: span(), from: at(3), to: at(4) }),
+        op(TxnOp::Batch { writes: vec![(key(1), None), (key(2), Some(Bytes::from_static(b"two")))] }),
+        op(TxnOp::Prove { key: key(1), seq: Seq(3), at: at(4) }),
+        end(EndKind::Stage(staged()), Vec::new()),
+        record(RecordOp::Recover { meta: own(), at: at(4), proven: true }),
+        Command::Write { id: RequestId([7; 16]), write: Write::Whole(Box::new(whole())) },
         Command::Txn { header: Box::new(header(Wait::Error)), op: TxnOp::Get { key: key(1), lock: None } },
         Command::Txn { header: Box::new(header(Wait::Skip)), op: TxnOp::Get { key: key(1), lock: None } },
         end(EndKind::Commit(at(9)), vec![key(1), key(2)]),
@@ -100,7 +118,8 @@ pub(super) fn replies() -> Vec<Reply> {
     vec![
         Reply::Txn { answer: TxnAnswer::Row(None), locked: None },
         txn(TxnAnswer::Row(Some(row.clone()))),
-        txn(TxnAnswer::Rows(ScanResult { rows: vec![row], resume: Some(key(2)) })),
+        txn(TxnAnswer::Rows(ScanResult { rows: vec![row.clone()], resume: Some(key(2)) })),
+        Reply::Write(WriteResult::Whole { held: Some(true), rows: Some(vec![None, Some(row)]) }),
         txn(TxnAnswer::Written),
         txn(TxnAnswer::Compared { swapped: false, actual: Some(Bytes::new()) }),
         txn(TxnAnswer::Number(-1)),
@@ -116,7 +135,13 @@ pub(super) fn replies() -> Vec<Reply> {
         queried(None),
         queried(Some(TxnState::Open { recorded: false })),
         queried(Some(TxnState::Open { recorded: true })),
-        queried(Some(TxnState::Ended(Outcome::Aborted))),
+        queried(Some(TxnState::Ended { outcome: Outcome::Aborted, held: None })),
+        queried(Some(TxnState::Ended { outcome: Outcome::Committed { at: at(3) }, held: Some(false) })),
+        queried(Some(TxnState::Staging(staged()))),
+        Reply::Staged,
+        Reply::Pushed(PushResult::Indeterminate(staged())),
+        txn(TxnAnswer::Proven(true)),
+        Reply::Write(WriteResult::Whole { held: None, rows: None }),
         Reply::Collected,
         Reply::Resolved { resume: Some(key(1)) },
         Reply::Resolved { resume: None },
@@ -135,7 +160,8 @@ pub(super) fn errors() -> Vec<RangeError> {
         TxnRefusal::LockHeld(by()),
         TxnRefusal::LockTimeout(by()),
         TxnRefusal::StaleWrite { key: key(1) },
-        TxnRefusal::AlreadyCommitted { at: at(2) },
+        TxnRefusal::AlreadyCommitted { at: at(2), held: None },
+        TxnRefusal::AlreadyCommitted { at: at(2), held: Some(true) },
     ];
     refusals.into_iter().map(RangeError::Txn).collect()
 }

@@ -11,8 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::keys;
-use flotilla_types::{FinishedTxn, Key, KeySpan, RangeError, RequestId, Timestamp};
+use flotilla_types::{FinishedTxn, Key, KeySpan, RangeError, RequestId, Timestamp, TxnMeta, TxnRecord};
 
+use super::leftovers::ABANDONED;
 use super::{RETRY_AFTER, Replica};
 use crate::command::Command;
 use crate::event::Effect;
@@ -68,6 +69,8 @@ impl Size {
 /// What a page holds.
 struct Page {
     old: Vec<(Key, RequestId)>,
+    /// Transactions that nobody works on, though their records are here.
+    abandoned: Vec<TxnMeta>,
     next: Option<Vec<u8>>,
 }
 
@@ -105,12 +108,18 @@ impl Forgetting {
     }
 
     /// Reads a page, and counts what stays of it.
-    fn page(&mut self, engine: &dyn Reader, span: &KeySpan, born_below_ms: u64) -> Result<Page, EngineError> {
+    fn page(
+        &mut self,
+        engine: &dyn Reader,
+        span: &KeySpan,
+        born_below_ms: u64,
+        heard_below: Timestamp,
+    ) -> Result<Page, EngineError> {
         let (start, end) = keys::finished_span(span);
         let mut cursor = engine.cursor(&start, &end);
         let from = self.cursor.take().unwrap_or(start);
         let mut there = cursor.seek(&from)?;
-        let mut page = Page { old: Vec::new(), next: None };
+        let mut page = Page { old: Vec::new(), abandoned: Vec::new(), next: None };
         for _ in 0..PAGE {
             if !there {
                 return Ok(page);
@@ -121,6 +130,11 @@ impl Forgetting {
                 } else {
                     self.passed.add(cursor.key().len() + cursor.value().len());
                 }
+            } else {
+                self.passed.add(cursor.key().len() + cursor.value().len());
+                // One that cannot be read stays.
+                let record = TxnRecord::decode(cursor.value()).ok();
+                page.abandoned.extend(record.filter(|record| record.heartbeat < heard_below).map(|record| record.meta));
             }
             there = cursor.next()?;
         }
@@ -173,7 +187,7 @@ impl Replica {
             self.forgetting.came_before = self.forgetting.came;
         }
         let (range, span) = (self.state.descriptor.range, self.state.descriptor.span.clone());
-        let page = match self.forgetting.page(engine, &span, floor_ms) {
+        let page = match self.forgetting.page(engine, &span, floor_ms, ctx.now.minus(ABANDONED)) {
             Ok(page) => page,
             Err(error) => {
                 tracing::warn!(%range, %error, "finished requests could not be read");
@@ -181,6 +195,9 @@ impl Replica {
                 return;
             }
         };
+        for meta in page.abandoned {
+            self.ask_leftover(meta, Vec::new(), effects);
+        }
         if !page.old.is_empty() {
             effects.push(Effect::Count("flotilla_finished_requests_forgotten_total", page.old.len() as u64));
             let command = Command::Forget { floor_ms, finished: page.old };

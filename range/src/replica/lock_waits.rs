@@ -139,7 +139,8 @@ impl LockWaits {
             Some(PushResult::Passed) => waiting.open.story.passes.insert(txn, kind),
             // Its locks here were cleared before this was told.
             Some(PushResult::Final { .. }) => {}
-            Some(PushResult::Waiting) | None => return None,
+            // Whoever pushes finds out what became of a staged one, and says that.
+            Some(PushResult::Waiting | PushResult::Indeterminate(_)) | None => return None,
         }
         self.remove(arrival).map(|waiting| waiting.open)
     }

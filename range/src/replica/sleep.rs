@@ -55,6 +55,7 @@ impl Replica {
             && self.proposed.is_empty()
             && self.changing.is_empty()
             && self.heir.is_none()
+            && self.transactions.unlocked
     }
 
     fn may_sleep(&self, ctx: &Ctx<'_>) -> bool {

@@ -7,13 +7,13 @@ use flotilla_storage::locks;
 use flotilla_storage::mvcc::ReadWindow;
 use flotilla_types::{
     Command as RangeCommand, EndKind, EndTxn, Isolation, Key, KeySpan, Outcome, PushResult, PushTxn, RangeError,
-    RangeReply, RecordOp, Reply, Resolve, ResolveTarget, Timestamp, TxnHeader, TxnOp, TxnRefusal, Waiter,
+    RangeReply, RecordOp, Reply, Resolve, ResolveTarget, Timestamp, TxnHeader, TxnId, TxnOp, TxnRefusal, Waiter, Whole,
 };
 
 use super::gc::Hiding;
 use super::{Open, Replica};
 use crate::apply::TxnEffects;
-use crate::command::Command;
+use crate::command::{Command, Versions};
 use crate::edit::Edit;
 use crate::evaluate::{Evaluated, Failed};
 use crate::event::Effect;
@@ -34,7 +34,7 @@ pub(super) struct Transactions {
     pub(super) markers: Markers,
     pub(super) edges: deadlock::Edges,
     /// When the last look found no lock in the range, and none was laid since.
-    unlocked: bool,
+    pub(super) unlocked: bool,
     probe_at: Duration,
 }
 
@@ -52,6 +52,9 @@ pub(super) fn all_records() -> KeySpan {
 pub(super) fn latches(command: &RangeCommand, span: KeySpan) -> Vec<(KeySpan, Access)> {
     match command {
         RangeCommand::Txn { op, .. } => {
+            if let TxnOp::Batch { writes } = op {
+                return writes.iter().map(|(key, _)| (KeySpan::point(key.clone()), Access::Write)).collect();
+            }
             vec![(span, if op.locks() { Access::Write } else { Access::Read })]
         }
         RangeCommand::Record(op) => {
@@ -97,8 +100,12 @@ impl Replica {
         let span = op.span();
         self.check_still_here(&span).map_err(Failed::Answer)?;
         let ahead = ctx.now.plus(self.group.max_offset()).max(self.state.lease.start);
-        let (oldest, latest) =
-            if let TxnOp::Refresh { from, to, .. } = op { (*from, *to) } else { (header.read, header.read) };
+        let (oldest, latest) = match op {
+            TxnOp::Refresh { from, to, .. } => (*from, *to),
+            // Looks at no version.
+            TxnOp::Prove { at, .. } => (Timestamp::MAX, *at),
+            _ => (header.read, header.read),
+        };
         self.check_threshold(oldest).map_err(Failed::Answer)?;
         if op.locks() && header.meta.is_one_shot() {
             self.check_known(header.meta.commit_id).map_err(Failed::Answer)?;
@@ -107,12 +114,12 @@ impl Replica {
             return Err(Failed::Answer(RangeError::FutureTimestamp { timestamp: latest }));
         }
         let (me, mut header) = (header.meta.id, header.clone());
-        let floor = self.state.lease.start.max(self.cache.floor(&span, Some(me))).max(self.lock_floor(ctx));
+        let floor = self.state.lease.start.max(self.read_floor(op, &span, me)).max(self.lock_floor(ctx));
         let hiding = Hiding::new(engine);
         let locked = self.may_be_locked(ctx, engine)?;
         for redone in 0.. {
             let window = match op {
-                TxnOp::Refresh { to, .. } => ReadWindow::exactly(*to),
+                TxnOp::Refresh { to: at, .. } | TxnOp::Prove { at, .. } => ReadWindow::exactly(*at),
                 _ => ReadWindow { at: header.read, limit: header.limit.max(header.read) },
             };
             let tells = op.reads() || !header.is_serializable();
@@ -133,8 +140,10 @@ impl Replica {
                 continue;
             }
             if tells && !matches!(result, Ok(Evaluated::Blocked(_))) {
-                // Entered before it is answered, and also if it fails: an error tells something too.
-                self.entered(&span, window.at, Some(me));
+                // Entered before it is answered, and also if it fails: an error tells something too. A write that is missing
+                // must not come any more, not even from its own transaction.
+                let owner = if matches!(op, TxnOp::Prove { .. }) { None } else { Some(me) };
+                self.entered(&span, window.at, owner);
             }
             if let Ok(Evaluated::Propose(Command::Edit(edits), _)) = &result {
                 self.note_laid(&hiding, edits, now);
@@ -142,6 +151,13 @@ impl Replica {
             return result;
         }
         Err(Failed::Answer(self.not_leaseholder()))
+    }
+
+    /// The operation's keys were read by others below.
+    fn read_floor(&self, op: &TxnOp, span: &KeySpan, me: TxnId) -> Timestamp {
+        let TxnOp::Batch { writes } = op else { return self.cache.floor(span, Some(me)) };
+        let floors = writes.iter().map(|(key, _)| self.cache.floor(&KeySpan::point(key.clone()), Some(me)));
+        floors.max().unwrap_or_default()
     }
 
     /// A request to a transaction's record.
@@ -249,6 +265,31 @@ impl Replica {
         None
     }
 
+    /// A transaction of one step also rests on keys that it does not write: nobody may write them below. That is a promise, and
+    /// may need a proof first.
+    pub(super) fn keep_off_read(
+        &mut self,
+        ctx: &Ctx<'_>,
+        open: &Open,
+        whole: &Whole,
+        written: &Versions,
+    ) -> Option<ReadWindow> {
+        let at = written.timestamp;
+        let writes = |key: &Key| written.changes.iter().any(|(changed, _)| changed == key);
+        let read: Vec<&Key> = whole.keys().filter(|key| !writes(key)).collect();
+        if read.is_empty() {
+            return None;
+        }
+        let window = ReadWindow::exactly(at);
+        if !self.may_serve(ctx, window, open.proof) {
+            return Some(window);
+        }
+        for key in read {
+            self.entered(&KeySpan::point(key.clone()), at, None);
+        }
+        None
+    }
+
     /// A request met foreign locks.
     pub(super) fn wait_for_locks(
         &mut self,
@@ -265,6 +306,9 @@ impl Replica {
     pub(super) fn txns_applied(&mut self, ctx: &Ctx<'_>, txns: &TxnEffects, effects: &mut Vec<Effect>) {
         if txns.laid {
             self.transactions.unlocked = false;
+        }
+        if txns.recorded {
+            self.forgetting.comes(FINISHED_BYTES);
         }
         if self.group.role().role != Role::Leader {
             return;

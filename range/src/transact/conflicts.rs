@@ -104,6 +104,20 @@ pub(crate) fn of_write(reader: &dyn Reader, write: &Write) -> Result<Vec<Blocker
         | Write::Increment(Increment { key, .. })
         | Write::PutMeta { key, .. } => on_key(reader, key, judge),
         Write::DeleteRange { span, .. } => in_span(reader, span, judge),
+        Write::Whole(whole) => {
+            let mut met = Vec::new();
+            for key in whole.keys() {
+                // What is only read passes locks without a value.
+                let writes = whole.may_write(key);
+                met.extend(on_key(reader, key, |key, lock| {
+                    judge(key, lock).filter(|_| writes || lock.strength == Strength::Intent)
+                })?);
+                if met.len() >= BLOCKERS_MAX {
+                    break;
+                }
+            }
+            Ok(met)
+        }
         Write::Batch { ops } => {
             let mut met = Vec::new();
             for op in ops {

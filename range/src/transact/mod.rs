@@ -4,6 +4,7 @@
 //!   operation ──► conflicts ──► ops ──► edits for the log          conflicts.rs, ops.rs
 //!   end, heartbeat, push, query ──► record ──► edits               record.rs
 //!   outcome known ──► resolve ──► versions in place of locks       resolve.rs
+//!   known as a whole, one range ──► whole ──► versions             whole.rs
 //! ```
 //! Everything here is pure: state through a `Reader`, time and promises as values. What waits, and for whom, is the replica's
 //! matter (replica/lock_waits.rs).
@@ -13,6 +14,7 @@ pub(crate) mod deadlock;
 pub(crate) mod ops;
 pub(crate) mod record;
 pub(crate) mod resolve;
+pub(crate) mod whole;
 
 use flotilla_types::{Key, PushKind, Timestamp, TxnMeta};
 

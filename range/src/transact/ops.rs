@@ -61,7 +61,9 @@ impl Evaluation<'_> {
                 let bounds = ScanBounds { reverse: *reverse, rows_max: *rows_max, bytes_max: *bytes_max };
                 self.scan(span, bounds)
             }
-            TxnOp::Write { key, value } => self.write(key, value.clone()),
+            TxnOp::Write { key, value } => self.write(&[(key.clone(), value.clone())]),
+            TxnOp::Batch { writes } => self.write(writes),
+            TxnOp::Prove { key, seq, at } => self.prove(key, *seq, *at),
             TxnOp::CompareAndSet { key, expected, new } => self.compare_and_set(key, expected.as_ref(), new.clone()),
             TxnOp::Increment(increment) => self.increment(increment),
             TxnOp::DeleteRange { span, keys_max } => self.delete_range(span, *keys_max),
@@ -273,28 +275,47 @@ impl Evaluation<'_> {
             return Ok(());
         }
         match earlier_try(self.reader, key, meta.commit_id)? {
-            Some(at) => refuse(TxnRefusal::AlreadyCommitted { at }),
+            Some(at) => refuse(TxnRefusal::AlreadyCommitted { at, held: None }),
             None => Ok(()),
         }
     }
 
-    fn write(&self, key: &Key, value: Option<Bytes>) -> Result<Evaluated, Failed> {
-        let met = self.meet(key, Strength::Intent)?;
-        if !met.blockers.is_empty() {
-            return Ok(Evaluated::Blocked(met.blockers));
+    /// Writes that look at nothing.
+    fn write(&self, writes: &[(Key, Option<Bytes>)]) -> Result<Evaluated, Failed> {
+        let (mut met, mut blockers) = (Vec::with_capacity(writes.len()), Vec::new());
+        for (key, _) in writes {
+            let found = self.meet(key, Strength::Intent)?;
+            blockers.extend(found.blockers);
+            met.push(found.own);
         }
-        if let Some(ts) = self.written_before(key, met.own.as_ref())? {
-            return Ok(Evaluated::Answer(self.reply(TxnAnswer::Written, Some(ts))));
+        if !blockers.is_empty() {
+            return Ok(Evaluated::Blocked(blockers));
         }
-        self.check_done(key)?;
-        let newest = if self.header.is_serializable() {
-            // Laid above: whether what was read still holds there is looked at before the commit.
-            mvcc::newest(self.reader, key)?
-        } else {
-            self.newest_within(key)?
-        };
-        let (edits, ts) = self.intend(key, met.own, newest.as_ref(), value)?;
-        Ok(Evaluated::edit(edits, self.reply(TxnAnswer::Written, Some(ts))))
+        let (mut edits, mut highest) = (Vec::new(), Timestamp::ZERO);
+        for ((key, value), own) in writes.iter().zip(met) {
+            if let Some(ts) = self.written_before(key, own.as_ref())? {
+                highest = highest.max(ts);
+                continue;
+            }
+            self.check_done(key)?;
+            let newest = if self.header.is_serializable() {
+                // Laid above: whether what was read still holds there is looked at before the commit.
+                mvcc::newest(self.reader, key)?
+            } else {
+                self.newest_within(key)?
+            };
+            let (laid, ts) = self.intend(key, own, newest.as_ref(), value.clone())?;
+            edits.extend(laid);
+            highest = highest.max(ts);
+        }
+        Ok(Evaluated::edit(edits, self.reply(TxnAnswer::Written, Some(highest))))
+    }
+
+    /// Whether a write is there. The caller sees to it that a missing one cannot come any more.
+    fn prove(&self, key: &Key, seq: Seq, at: Timestamp) -> Result<Evaluated, Failed> {
+        let own = self.own(&self.locks_of(key)?);
+        let there = own.is_some_and(|own| own.strength == Strength::Intent && own.seq == seq && own.ts <= at);
+        Ok(Evaluated::Answer(self.reply(TxnAnswer::Proven(there), None)))
     }
 
     fn intend(

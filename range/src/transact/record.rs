@@ -10,8 +10,8 @@ use flotilla_storage::engine::Reader;
 use flotilla_storage::keys;
 use flotilla_types::{
     EndKind, EndTxn, FinishedTxn, Isolation, KeySpan, Outcome, PushKind, PushResult, PushTxn, RangeError, RangeId,
-    RangeReply, RecordOp, Reply, RequestId, SeqRange, Timestamp, TxnId, TxnMeta, TxnRecord, TxnRefusal, TxnState,
-    TxnStatus,
+    RangeReply, RecordOp, Reply, RequestId, SeqRange, Staged, Timestamp, TxnId, TxnMeta, TxnRecord, TxnRefusal,
+    TxnState, TxnStatus,
 };
 
 use super::resolve;
@@ -102,22 +102,23 @@ impl Rules {
                 match state {
                     Some(TxnState::Open { .. }) if query.settle => {
                         let edits = self.abort(&query.meta, &known);
-                        let status = Some(TxnState::Ended(Outcome::Aborted));
+                        let status = Some(TxnState::Ended { outcome: Outcome::Aborted, held: None });
                         self.propose(edits, Reply::Queried { status, edges: Vec::new() })
                     }
                     status => self.answer(Reply::Queried { status, edges: Vec::new() }),
                 }
             }
+            RecordOp::Recover { meta, at, proven } => self.recover(meta, *at, *proven, known),
             RecordOp::Collect { meta } => self.collect(meta, known),
         }
     }
 
     /// What the record says; `None`: nothing, and nothing can come any more.
     fn state(&self, meta: &TxnMeta, known: &Known) -> Option<TxnState> {
-        match (&known.open, known.intention.as_ref().or(known.own.as_ref())) {
-            (Some(open), _) if open.status != TxnStatus::Pending => Some(open.status.into()),
-            (_, Some(finished)) => Some(TxnState::Ended(finished.outcome)),
-            (Some(_), None) => Some(TxnState::Open { recorded: true }),
+        let finished = known.intention.as_ref().or(known.own.as_ref());
+        match (&known.open, finished) {
+            (_, Some(FinishedTxn { outcome, held, .. })) => Some(TxnState::Ended { outcome: *outcome, held: *held }),
+            (Some(open), None) => Some(open.status.clone().into()),
             (None, None) => self.creatable(meta).then_some(TxnState::Open { recorded: false }),
         }
     }
@@ -133,22 +134,31 @@ impl Rules {
     }
 
     /// When another transaction has done the same intention.
-    fn done_by_another(meta: &TxnMeta, known: &Known) -> Option<Timestamp> {
+    fn done_by_another(meta: &TxnMeta, known: &Known) -> Option<TxnRefusal> {
         match &known.intention {
-            Some(FinishedTxn { outcome: Outcome::Committed { at }, txn, .. }) if *txn != meta.id => Some(*at),
+            Some(FinishedTxn { outcome: Outcome::Committed { at }, txn, held, .. }) if *txn != meta.id => {
+                Some(TxnRefusal::AlreadyCommitted { at: *at, held: *held })
+            }
             _ => None,
         }
     }
 
-    fn finish(&self, meta: &TxnMeta, id: RequestId, outcome: Outcome, ignored: &[SeqRange]) -> Edit {
-        let record = FinishedTxn { outcome, txn: meta.id, end: self.now, ignored: ignored.to_vec() };
+    fn finish(
+        &self,
+        meta: &TxnMeta,
+        id: RequestId,
+        outcome: Outcome,
+        ignored: &[SeqRange],
+        held: Option<bool>,
+    ) -> Edit {
+        let record = FinishedTxn { outcome, txn: meta.id, end: self.now, ignored: ignored.to_vec(), held };
         Edit::Finish { anchor: meta.anchor.clone(), id, record: record.encode() }
     }
 
     fn abort(&self, meta: &TxnMeta, known: &Known) -> Vec<Edit> {
         let drop = Edit::DropRecord { anchor: meta.anchor.clone(), txn: meta.id };
         let drop = known.open.is_some().then_some(drop);
-        drop.into_iter().chain([self.finish(meta, meta.id.into(), Outcome::Aborted, &[])]).collect()
+        drop.into_iter().chain([self.finish(meta, meta.id.into(), Outcome::Aborted, &[], None)]).collect()
     }
 
     fn end(&self, reader: &dyn Reader, end: &EndTxn, known: Known) -> Result<Decision, Failed> {
@@ -157,8 +167,8 @@ impl Rules {
             return self.answer(Reply::Ended(outcome));
         }
         let creatable = known.open.is_some() || self.creatable(meta);
-        let commit_at = match end.kind {
-            EndKind::Commit(at) => at,
+        let commit_at = match &end.kind {
+            EndKind::Commit(at) | EndKind::Stage(Staged { at, .. }) => *at,
             EndKind::Abort if !creatable => return self.answer(Reply::Ended(Outcome::Aborted)),
             EndKind::Abort => {
                 let mut edits = resolve::keys(reader, meta.id, Outcome::Aborted, &[], &end.local)?;
@@ -166,17 +176,34 @@ impl Rules {
                 return self.propose(edits, Reply::Ended(Outcome::Aborted));
             }
         };
-        if let Some(at) = Self::done_by_another(meta, &known) {
-            return Err(Failed::Answer(RangeError::Txn(TxnRefusal::AlreadyCommitted { at })));
+        if let Some(refusal) = Self::done_by_another(meta, &known) {
+            return Err(Failed::Answer(RangeError::Txn(refusal)));
         }
         let intention_known = !meta.is_one_shot() || meta.commit_id.born_ms() > self.floor_ms;
         if !creatable || !intention_known {
             return Err(Failed::Answer(RangeError::TooOld { range: self.range, floor: self.floor() }));
         }
-        if commit_at <= self.marker {
+        let staged = known.open.as_ref().and_then(|open| staged(open)).map(|staged| staged.at);
+        // What was staged has passed the marker, and nobody who met it since went below.
+        if commit_at <= self.marker && staged != Some(commit_at) {
             return Err(Failed::Answer(RangeError::Txn(TxnRefusal::Pushed { above: self.marker })));
         }
-        self.commit(reader, end, &known, commit_at)
+        match &end.kind {
+            // At most one per transaction: this is a copy.
+            EndKind::Stage(_) if staged.is_some() => self.answer(Reply::Staged),
+            EndKind::Stage(staged) => {
+                let status = TxnStatus::Staging(staged.clone());
+                let record = self.record(meta, status, &end.ignored, &end.lock_spans);
+                self.propose(vec![record], Reply::Staged)
+            }
+            _ => self.commit(reader, end, &known, commit_at),
+        }
+    }
+
+    fn record(&self, meta: &TxnMeta, status: TxnStatus, ignored: &[SeqRange], lock_spans: &[KeySpan]) -> Edit {
+        let (ignored, lock_spans) = (ignored.to_vec(), lock_spans.to_vec());
+        let record = TxnRecord { status, meta: meta.clone(), heartbeat: self.now, ignored, lock_spans };
+        Edit::Record { anchor: meta.anchor.clone(), txn: meta.id, record: record.encode() }
     }
 
     fn commit(&self, reader: &dyn Reader, end: &EndTxn, known: &Known, at: Timestamp) -> Result<Decision, Failed> {
@@ -188,17 +215,10 @@ impl Rules {
                 edits.push(Edit::DropRecord { anchor: meta.anchor.clone(), txn: meta.id });
             }
         } else {
-            let record = TxnRecord {
-                status: TxnStatus::Committed(at),
-                meta: meta.clone(),
-                heartbeat: self.now,
-                ignored: end.ignored.clone(),
-                lock_spans: end.lock_spans.clone(),
-            };
-            edits.push(Edit::Record { anchor: meta.anchor.clone(), txn: meta.id, record: record.encode() });
+            edits.push(self.record(meta, TxnStatus::Committed(at), &end.ignored, &end.lock_spans));
         }
         if all_local || meta.is_one_shot() {
-            edits.push(self.finish(meta, meta.commit_id, outcome, &end.ignored));
+            edits.push(self.finish(meta, meta.commit_id, outcome, &end.ignored, end.held));
         }
         self.propose(edits, Reply::Ended(outcome))
     }
@@ -210,15 +230,12 @@ impl Rules {
         if known.open.is_none() && !self.creatable(meta) {
             return self.answer(Reply::Ended(Outcome::Aborted));
         }
-        let record = TxnRecord {
-            status: TxnStatus::Pending,
-            meta: meta.clone(),
-            heartbeat: self.now,
-            ignored: Vec::new(),
-            lock_spans: lock_spans.to_vec(),
+        let record = match known.open {
+            // What was staged stays so.
+            Some(open) if staged(&open).is_some() => self.record(meta, open.status, &open.ignored, &open.lock_spans),
+            _ => self.record(meta, TxnStatus::Pending, &[], lock_spans),
         };
-        let edit = Edit::Record { anchor: meta.anchor.clone(), txn: meta.id, record: record.encode() };
-        self.propose(vec![edit], Reply::Alive)
+        self.propose(vec![record], Reply::Alive)
     }
 
     fn push(&self, push: &PushTxn, known: Known) -> Result<Decision, Failed> {
@@ -231,12 +248,27 @@ impl Rules {
             // Long over: what is met of it are stray copies, and they must go.
             return self.answer(says(Outcome::Aborted, Vec::new(), Vec::new()));
         }
+        let staged = known.open.as_ref().and_then(staged);
         let heard = known.open.as_ref().map_or(Timestamp::ZERO, |record| record.heartbeat);
         let heard = heard.max(pushee.anchored).max(push.seen);
         let wins = push.priority > pushee.priority || self.victim;
         let gives_way = pushee.isolation != Isolation::Serializable || wins;
+        let expired = self.now.since(heard) > EXPIRY;
+        if let Some(staged) = staged {
+            // It may be committed, at this timestamp or above.
+            return match push.kind {
+                _ if expired || wins => self.answer(Reply::Pushed(PushResult::Indeterminate(staged.clone()))),
+                PushKind::Timestamp { above, limit } if staged.at > limit.max(above) => {
+                    Ok(Decision::Pass { marker: Timestamp::ZERO, upto: limit.max(above) })
+                }
+                PushKind::Ask { limit } if staged.at > limit => {
+                    Ok(Decision::Pass { marker: Timestamp::ZERO, upto: limit })
+                }
+                _ => Ok(Decision::Wait),
+            };
+        }
         match push.kind {
-            _ if self.now.since(heard) > EXPIRY => self.abort_for(pushee, known),
+            _ if expired => self.abort_for(pushee, known),
             PushKind::End if wins => self.abort_for(pushee, known),
             PushKind::Timestamp { above, limit } if gives_way => {
                 Ok(Decision::Pass { marker: above, upto: above.max(limit) })
@@ -254,14 +286,44 @@ impl Rules {
         self.propose(edits, Reply::Pushed(result))
     }
 
+    /// Somebody has looked at the writes of a staged transaction.
+    fn recover(&self, meta: &TxnMeta, at: Timestamp, proven: bool, known: Known) -> Result<Decision, Failed> {
+        if let Some((outcome, ..)) = self.ended(meta, &known) {
+            return self.answer(Reply::Ended(outcome));
+        }
+        let Some(open) = known.open.as_ref().filter(|open| staged(open).is_some_and(|staged| staged.at == at)) else {
+            return if known.open.is_none() && !self.creatable(meta) {
+                self.answer(Reply::Ended(Outcome::Aborted))
+            } else {
+                // It is not staged: nothing that was looked at decides anything.
+                self.answer(Reply::Alive)
+            };
+        };
+        if !proven {
+            return self.propose(self.abort(meta, &known), Reply::Ended(Outcome::Aborted));
+        }
+        let outcome = Outcome::Committed { at };
+        let mut edits = vec![self.record(meta, TxnStatus::Committed(at), &open.ignored, &open.lock_spans)];
+        if meta.is_one_shot() {
+            edits.push(self.finish(meta, meta.commit_id, outcome, &open.ignored, None));
+        }
+        self.propose(edits, Reply::Ended(outcome))
+    }
+
     fn collect(&self, meta: &TxnMeta, known: Known) -> Result<Decision, Failed> {
         let Some(TxnRecord { status: TxnStatus::Committed(at), ignored, .. }) = known.open else {
             return self.answer(Reply::Collected);
         };
         let drop = Edit::DropRecord { anchor: meta.anchor.clone(), txn: meta.id };
-        let finish = self.finish(meta, meta.commit_id, Outcome::Committed { at }, &ignored);
-        self.propose(vec![drop, finish], Reply::Collected)
+        // That of an intention was written with the commit.
+        let finish =
+            (!meta.is_one_shot()).then(|| self.finish(meta, meta.commit_id, Outcome::Committed { at }, &ignored, None));
+        self.propose(finish.into_iter().chain([drop]).collect(), Reply::Collected)
     }
+}
+
+fn staged(record: &TxnRecord) -> Option<&Staged> {
+    if let TxnStatus::Staging(staged) = &record.status { Some(staged) } else { None }
 }
 
 /// Lower bounds of commit timestamps, by transaction, at the leader of their anchor. What is forgotten is forgotten upwards, as

@@ -3,13 +3,15 @@
 mod lock;
 mod record;
 mod request;
+mod whole;
 
 pub use lock::{HISTORY_MAX, LockRecord, OwnValue, Strength};
-pub use record::{FinishedTxn, TxnRecord, TxnStatus};
+pub use record::{Claim, FinishedTxn, Staged, TxnRecord, TxnStatus};
 pub use request::{
     Edge, EndKind, EndTxn, Increment, LockedBy, PushKind, PushResult, PushTxn, QueryTxn, RecordOp, Resolve,
     ResolveTarget, TxnAnswer, TxnHeader, TxnOp, TxnRefusal, Waiter,
 };
+pub use whole::{Compare, OneShot, Whole};
 
 use crate::{Key, RecordError, RecordReader, RecordWriter, RequestId, Timestamp, TxnId};
 

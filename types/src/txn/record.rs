@@ -2,18 +2,39 @@
 
 use bytes::Bytes;
 
-use super::{Outcome, SeqRange, TxnMeta, read_id, read_ignored, write_ignored};
+use super::{Outcome, Seq, SeqRange, TxnMeta, read_id, read_ignored, write_ignored};
 use crate::{Key, KeySpan, RecordError, RecordReader, RecordWriter, Timestamp, TxnId};
 
 const RECORD_VERSION: u8 = 1;
 /// Another than that of a finished range deletion, which lies under a key of the same form.
 const FINISHED_VERSION: u8 = 2;
 
+/// A write that may not have arrived yet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// Of which key.
+    pub key: Key,
+    /// Which write: its intent carries this number.
+    pub seq: Seq,
+}
+
+/// A transaction is committed at `at` if all these writes are there, each at or below (parallel commit).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Staged {
+    /// When it would commit.
+    pub at: Timestamp,
+    /// What was on its way when the record was written.
+    pub in_flight: Vec<Claim>,
+}
+
 /// How far a transaction is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum TxnStatus {
     /// Its coordinator works.
     Pending,
+    /// Its coordinator has sent everything. Whether that makes it committed counts once its coordinator has told its caller so,
+    /// or somebody has proven it and written it here.
+    Staging(Staged),
     /// Committed at this timestamp; some locks may still be there.
     Committed(Timestamp),
 }
@@ -37,15 +58,20 @@ impl TxnRecord {
     /// The record's bytes.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let (status, at) = match self.status {
-            TxnStatus::Pending => (1, Timestamp::ZERO),
-            TxnStatus::Committed(at) => (2, at),
+        let (status, at, in_flight) = match &self.status {
+            TxnStatus::Pending => (1, Timestamp::ZERO, &[][..]),
+            TxnStatus::Committed(at) => (2, *at, &[][..]),
+            TxnStatus::Staging(staged) => (3, staged.at, &staged.in_flight[..]),
         };
         let record = self.meta.write(RecordWriter::new(RECORD_VERSION).u8(status).timestamp(at));
         let record = write_ignored(record.timestamp(self.heartbeat), &self.ignored).u32(self.lock_spans.len() as u32);
         let spans = self.lock_spans.iter();
-        spans
-            .fold(record, |record, span| record.bytes(span.start.as_bytes()).bytes(span.end.as_bytes()))
+        let record = spans.fold(record, |record, span| record.bytes(span.start.as_bytes()).bytes(span.end.as_bytes()));
+        let claims = in_flight.iter();
+        claims
+            .fold(record.u32(in_flight.len() as u32), |record, claim| {
+                record.bytes(claim.key.as_bytes()).u32(claim.seq.0)
+            })
             .finish()
             .into()
     }
@@ -57,11 +83,6 @@ impl TxnRecord {
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let mut record = RecordReader::new("transaction", RECORD_VERSION, bytes)?;
         let (status, at) = (record.u8()?, record.timestamp()?);
-        let status = match status {
-            1 => TxnStatus::Pending,
-            2 => TxnStatus::Committed(at),
-            _ => return record.refuse("its status is unknown"),
-        };
         let meta = TxnMeta::read(&mut record)?;
         let (heartbeat, ignored) = (record.timestamp()?, read_ignored(&mut record)?);
         let count = record.u32()?;
@@ -70,6 +91,17 @@ impl TxnRecord {
             KeySpan::new(start, end).or_else(|_| record.refuse("a span is empty"))
         };
         let lock_spans = (0..count).map(|_| span(&mut record)).collect::<Result<_, _>>()?;
+        let count = record.u32()?;
+        let claim = |record: &mut RecordReader<'_>| {
+            Ok(Claim { key: Key::new(record.bytes()?.to_vec()), seq: Seq(record.u32()?) })
+        };
+        let in_flight = (0..count).map(|_| claim(&mut record)).collect::<Result<_, RecordError>>()?;
+        let status = match status {
+            1 => TxnStatus::Pending,
+            2 => TxnStatus::Committed(at),
+            3 => TxnStatus::Staging(Staged { at, in_flight }),
+            _ => return record.refuse("its status is unknown"),
+        };
         record.end()?;
         Ok(Self { status, meta, heartbeat, ignored, lock_spans })
     }
@@ -87,6 +119,8 @@ pub struct FinishedTxn {
     pub end: Timestamp,
     /// Writes that were taken back.
     pub ignored: Vec<SeqRange>,
+    /// Of a conditional transaction: whether its comparisons held.
+    pub held: Option<bool>,
 }
 
 impl FinishedTxn {
@@ -104,7 +138,8 @@ impl FinishedTxn {
             Outcome::Aborted => (2, Timestamp::ZERO),
         };
         let record = RecordWriter::new(FINISHED_VERSION).u8(kind).timestamp(at).bytes(&self.txn.0);
-        write_ignored(record.timestamp(self.end), &self.ignored).finish().into()
+        let held = self.held.map_or(2, u8::from);
+        write_ignored(record.timestamp(self.end), &self.ignored).u8(held).finish().into()
     }
 
     /// Reads the record.
@@ -121,8 +156,14 @@ impl FinishedTxn {
         };
         let txn = read_id(&mut record)?;
         let (end, ignored) = (record.timestamp()?, read_ignored(&mut record)?);
+        let held = match record.u8()? {
+            0 => Some(false),
+            1 => Some(true),
+            2 => None,
+            _ => return record.refuse("its branch is unknown"),
+        };
         record.end()?;
-        Ok(Self { outcome, txn, end, ignored })
+        Ok(Self { outcome, txn, end, ignored, held })
     }
 }
 
@@ -131,7 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Isolation, LockRecord, Priority, RequestId, Seq, Strength, keys};
+    use crate::{Isolation, LockRecord, Priority, RequestId, Strength, keys};
 
     fn meta() -> TxnMeta {
         TxnMeta {
@@ -148,7 +189,9 @@ mod tests {
     #[test]
     fn records_read_back_as_written_and_cut_ones_are_refused() {
         let (ts, ignored) = (Timestamp { wall: 9, logical: 2 }, vec![SeqRange { from: Seq(2), to: Seq(4) }]);
-        for status in [TxnStatus::Pending, TxnStatus::Committed(ts)] {
+        let in_flight = vec![Claim { key: keys::user(b"b"), seq: Seq(9) }];
+        let staging = TxnStatus::Staging(Staged { at: ts, in_flight });
+        for status in [TxnStatus::Pending, TxnStatus::Committed(ts), staging] {
             let lock_spans = vec![KeySpan::point(keys::user(b"a")), KeySpan::ALL];
             let record = TxnRecord { status, meta: meta(), heartbeat: ts, ignored: ignored.clone(), lock_spans };
             let bytes = record.encode();
@@ -156,7 +199,8 @@ mod tests {
             assert!((0..bytes.len()).all(|cut| TxnRecord::decode(&bytes[..cut]).is_err()));
         }
         for outcome in [Outcome::Committed { at: ts }, Outcome::Aborted] {
-            let record = FinishedTxn { outcome, txn: TxnId([7; 16]), end: ts, ignored: ignored.clone() };
+            let held = if outcome == Outcome::Aborted { None } else { Some(true) };
+            let record = FinishedTxn { outcome, txn: TxnId([7; 16]), end: ts, ignored: ignored.clone(), held };
             let bytes = record.encode();
             assert!(FinishedTxn::is_one(&bytes));
             assert_eq!(FinishedTxn::decode(&bytes), Ok(record));

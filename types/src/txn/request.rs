@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use thiserror::Error;
 
-use super::{Isolation, Outcome, Seq, SeqRange, Strength, TxnMeta, Wait};
+use super::{Isolation, Outcome, Seq, SeqRange, Staged, Strength, TxnMeta, Wait};
 use crate::{Key, KeySpan, Priority, Row, ScanResult, Timestamp, TxnId};
 
 /// What goes with every operation of a transaction.
@@ -58,6 +58,11 @@ pub enum TxnOp {
         /// To what; `None`: removes it.
         value: Option<Bytes>,
     },
+    /// Sets or removes several keys, which differ, whatever they were.
+    Batch {
+        /// Keys and what they get; `None`: they are removed.
+        writes: Vec<(Key, Option<Bytes>)>,
+    },
     /// Sets or removes a key if its value is what the caller expects.
     CompareAndSet {
         /// Which.
@@ -85,6 +90,15 @@ pub enum TxnOp {
         /// Up to where it must have stayed the same.
         to: Timestamp,
     },
+    /// Whether a write of the transaction is there. If it is not, it never will be at or below the timestamp.
+    Prove {
+        /// Of which key.
+        key: Key,
+        /// Which write.
+        seq: Seq,
+        /// Its intent must lie at or below.
+        at: Timestamp,
+    },
 }
 
 /// Adds to a counter: a value of 8 bytes, signed, big-endian. An absent key counts as 0.
@@ -103,7 +117,7 @@ pub enum TxnAnswer {
     Row(Option<Row>),
     /// To `Scan`.
     Rows(ScanResult),
-    /// To `Write`.
+    /// To `Write` and `Batch`.
     Written,
     /// To `CompareAndSet`: whether it was written, and what was met if not.
     Compared {
@@ -123,6 +137,8 @@ pub enum TxnAnswer {
     },
     /// To `Refresh`.
     Refreshed,
+    /// To `Prove`: whether it is there.
+    Proven(bool),
 }
 
 /// A request to the record of a transaction, at the range of its anchor.
@@ -141,6 +157,15 @@ pub enum RecordOp {
     Push(PushTxn),
     /// What became of it, and who waits for it.
     Query(QueryTxn),
+    /// Somebody has looked whether the writes of a staged transaction are there.
+    Recover {
+        /// Whose.
+        meta: TxnMeta,
+        /// When it would commit, as the record said.
+        at: Timestamp,
+        /// Whether all its writes are there.
+        proven: bool,
+    },
     /// All its locks are resolved: the record shrinks to what retries may ask for.
     Collect {
         /// Whose.
@@ -161,13 +186,17 @@ pub struct EndTxn {
     pub ignored: Vec<SeqRange>,
     /// All its locks, if all lie in the anchor's range: they are resolved in the same step. Else empty.
     pub local: Vec<Key>,
+    /// Of a conditional transaction: whether its comparisons held.
+    pub held: Option<bool>,
 }
 
 /// How a transaction ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EndKind {
     /// All its writes become versions at this timestamp.
     Commit(Timestamp),
+    /// It is committed if all its writes are there.
+    Stage(Staged),
     /// Nothing of it remains.
     Abort,
 }
@@ -253,6 +282,9 @@ pub enum PushResult {
     },
     /// It lives, and the pusher has to wait on.
     Waiting,
+    /// Its coordinator was not heard of since it sent everything: whoever proves its writes knows what became of it, and has to
+    /// say so to the record.
+    Indeterminate(Staged),
 }
 
 /// Asks what became of a transaction.
@@ -342,6 +374,8 @@ pub enum TxnRefusal {
     AlreadyCommitted {
         /// When.
         at: Timestamp,
+        /// Of a conditional transaction, where that is known: whether its comparisons held.
+        held: Option<bool>,
     },
 }
 
@@ -373,7 +407,13 @@ impl TxnOp {
             Self::Get { key, .. }
             | Self::Write { key, .. }
             | Self::CompareAndSet { key, .. }
-            | Self::Increment(Increment { key, .. }) => KeySpan::point(key.clone()),
+            | Self::Increment(Increment { key, .. })
+            | Self::Prove { key, .. } => KeySpan::point(key.clone()),
+            Self::Batch { writes } => {
+                let (first, last) = (writes.iter().map(|(key, _)| key).min(), writes.iter().map(|(key, _)| key).max());
+                let (first, last) = (first.cloned().unwrap_or_default(), last.map(Key::next).unwrap_or_default());
+                KeySpan { start: first, end: last }
+            }
             Self::Scan { span, .. } | Self::DeleteRange { span, .. } | Self::Refresh { span, .. } => span.clone(),
         }
     }
@@ -383,15 +423,19 @@ impl TxnOp {
     pub const fn locks(&self) -> bool {
         match self {
             Self::Get { lock, .. } => lock.is_some(),
-            Self::Scan { .. } | Self::Refresh { .. } => false,
-            Self::Write { .. } | Self::CompareAndSet { .. } | Self::Increment(_) | Self::DeleteRange { .. } => true,
+            Self::Scan { .. } | Self::Refresh { .. } | Self::Prove { .. } => false,
+            Self::Write { .. }
+            | Self::Batch { .. }
+            | Self::CompareAndSet { .. }
+            | Self::Increment(_)
+            | Self::DeleteRange { .. } => true,
         }
     }
 
     /// Whether its answer depends on what is there.
     #[must_use]
     pub const fn reads(&self) -> bool {
-        !matches!(self, Self::Write { .. })
+        !matches!(self, Self::Write { .. } | Self::Batch { .. })
     }
 }
 
@@ -401,7 +445,7 @@ impl RecordOp {
     pub const fn meta(&self) -> &TxnMeta {
         match self {
             Self::End(end) => &end.meta,
-            Self::Heartbeat { meta, .. } | Self::Collect { meta } => meta,
+            Self::Heartbeat { meta, .. } | Self::Recover { meta, .. } | Self::Collect { meta } => meta,
             Self::Push(push) => &push.pushee,
             Self::Query(query) => &query.meta,
         }
