@@ -409,7 +409,7 @@ impl State {
                     }
                 }
             }
-            Write::Increment(_) => panic!("these tests count nothing"),
+            Write::Increment(_) | Write::Whole(_) => panic!("these tests know no transactions"),
             Write::DeleteRange { span, keys_max } => return self.delete_range(id, span, *keys_max, now),
             Write::PutMeta { key, descriptor } => {
                 let known = self.newest(key).and_then(|version| version.value.clone());
