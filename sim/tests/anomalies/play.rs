@@ -8,7 +8,7 @@ use flotilla_kv::{KvError, TxnOptions};
 use flotilla_sim::Cluster;
 use flotilla_types::{Isolation, Timestamp, Write, WriteResult};
 
-use crate::script::{Condition, Deed, Script, Step};
+use crate::script::{Condition, Deed, Event, Script, Step};
 use crate::session::{Asked, Said, Session, Told, encoded, key};
 
 /// A step that was not answered for so long waits for somebody.
@@ -110,14 +110,7 @@ fn prepared(seed: u64, given: &[(String, i64)]) -> Cluster {
         assert!(cluster.split(&key(cut)), "the range is not cut at {cut}");
     }
     for (of, store) in [("a", 1), ("b", 2), ("p", 3), ("p5", 1)] {
-        // Who has led for a moment only may not hand over yet.
-        for _ in 0..5 {
-            if cluster.leader(&key(of)) != Some(store) {
-                cluster.transfer(&key(of), store);
-                cluster.run_for(Duration::from_millis(500));
-            }
-        }
-        assert_eq!(cluster.leader(&key(of)), Some(store), "{of} is not led there");
+        lead(&mut cluster, of, store);
     }
     for (name, number) in given {
         let write = Write::Put { key: key(name), value: encoded(*number) };
@@ -138,6 +131,18 @@ fn prepared(seed: u64, given: &[(String, i64)]) -> Cluster {
     cluster
 }
 
+/// Makes a store the leader of a key's range.
+fn lead(cluster: &mut Cluster, name: &str, store: u64) {
+    // Who has led for a moment only may not hand over yet.
+    for _ in 0..5 {
+        if cluster.leader(&key(name)) != Some(store) {
+            cluster.transfer(&key(name), store);
+            cluster.run_for(Duration::from_millis(500));
+        }
+    }
+    assert_eq!(cluster.leader(&key(name)), Some(store), "{name} is not led there");
+}
+
 /// A call of the test itself, which must succeed.
 fn call<T: Send + 'static, F>(cluster: &mut Cluster, ask: impl FnOnce(flotilla_kv::Router, Duration) -> F) -> T
 where
@@ -155,10 +160,10 @@ impl Play<'_> {
         for step in &self.script.steps {
             match step {
                 Step::Txn { who, deed, text } => self.ask(*who, Asked { deed: deed.clone(), text: text.clone() }),
-                Step::Cut(from, to) => self.cluster.cut(*from, *to),
-                Step::Mend(from, to) => self.cluster.mend(*from, *to),
-                Step::Clock(store, by_ms) => self.cluster.step_clock(*store, *by_ms),
-                Step::Pause(ms) => self.cluster.run_for(Duration::from_millis(*ms)),
+                Step::World(event, text) => {
+                    self.note(text, "");
+                    self.happens(event);
+                }
             }
             if self.pace == Pace::WithPauses {
                 self.cluster.run_for(PAUSE);
@@ -173,6 +178,17 @@ impl Play<'_> {
             self.level.name,
             self.trace
         );
+    }
+
+    fn happens(&mut self, event: &Event) {
+        match event {
+            Event::Cut(from, to) => self.cluster.cut(*from, *to),
+            Event::Mend(from, to) => self.cluster.mend(*from, *to),
+            Event::Clock(store, by_ms) => self.cluster.step_clock(*store, *by_ms),
+            Event::Lead(name, store) => lead(&mut self.cluster, name, *store),
+            Event::Split(name) => assert!(self.cluster.split(&key(name)), "the range is not cut at {name}"),
+            Event::Pause(ms) => self.cluster.run_for(Duration::from_millis(*ms)),
+        }
     }
 
     /// Sends a step on its way, and waits for its answer or until it is clear that it waits.
@@ -256,7 +272,9 @@ impl Play<'_> {
     }
 
     fn note(&mut self, step: &str, answer: &str) {
-        self.trace.push_str(&format!("  {step:<22} {answer}\n"));
+        let line = format!("  {step:<22} {answer}");
+        self.trace.push_str(line.trim_end());
+        self.trace.push('\n');
     }
 
     /// All that is there in the end.

@@ -18,7 +18,8 @@
 //!
 //! Steps: `get K`, `lock K` (get for update), `share K` (get for share), `put K V`, `delete K`, `increment K N`, `cas K OLD NEW`,
 //! `scan K..K`, `delete-range K..K`, `savepoint`, `rollback-to` (the last savepoint), `commit`, `rollback`. Beside them the world moves: `cut S S` and `mend S S` (messages from
-//! one store to another), `clock S MS` (a store's wall clock steps), `pause MS`.
+//! one store to another), `clock S MS` (a store's wall clock steps), `pause MS`,
+//! `lead K S` (a store becomes the leader of a key's range), `split K`.
 //!
 //! The heads `pace: at once` (only without pauses between the steps), `token: T2 of T1` (a transaction begins with another's
 //! causality token) are for the scripts about real time, and `alone: prevented` says that steps which are transactions of their
@@ -54,9 +55,17 @@ pub(crate) struct Script {
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     Txn { who: usize, deed: Deed, text: String },
+    World(Event, String),
+}
+
+/// What happens beside the transactions.
+#[derive(Debug, Clone)]
+pub(crate) enum Event {
     Cut(u64, u64),
     Mend(u64, u64),
     Clock(u64, i64),
+    Lead(String, u64),
+    Split(String),
     Pause(u64),
 }
 
@@ -154,13 +163,23 @@ fn who(word: &str) -> Option<usize> {
 
 fn step(line: &str) -> Option<Step> {
     let words: Vec<_> = line.split(' ').collect();
-    Some(match words[..] {
-        ["cut", from, to] => Step::Cut(from.parse().ok()?, to.parse().ok()?),
-        ["mend", from, to] => Step::Mend(from.parse().ok()?, to.parse().ok()?),
-        ["clock", store, by] => Step::Clock(store.parse().ok()?, by.parse().ok()?),
-        ["pause", ms] => Step::Pause(ms.parse().ok()?),
-        [txn, ref rest @ ..] => Step::Txn { who: who(txn)?, deed: deed(rest)?, text: line.to_owned() },
-        [] => return None,
+    let text = line.to_owned();
+    if let Some(event) = event(&words) {
+        return Some(Step::World(event, text));
+    }
+    let (txn, rest) = words.split_first()?;
+    Some(Step::Txn { who: who(txn)?, deed: deed(rest)?, text })
+}
+
+fn event(words: &[&str]) -> Option<Event> {
+    Some(match *words {
+        ["cut", from, to] => Event::Cut(from.parse().ok()?, to.parse().ok()?),
+        ["mend", from, to] => Event::Mend(from.parse().ok()?, to.parse().ok()?),
+        ["clock", store, by] => Event::Clock(store.parse().ok()?, by.parse().ok()?),
+        ["lead", key, store] => Event::Lead(key.to_owned(), store.parse().ok()?),
+        ["split", key] => Event::Split(key.to_owned()),
+        ["pause", ms] => Event::Pause(ms.parse().ok()?),
+        _ => return None,
     })
 }
 
