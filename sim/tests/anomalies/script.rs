@@ -14,7 +14,8 @@
 //! anomaly if T1 committed, T2 committed, finally a = 11
 //! ```
 //! All values are numbers, so that each key can be counted up; `=a+1` is one more than what the transaction read last at `a`.
-//! The transactions begin with their first step; T1 works through store 1, T2 through store 2 and so on, modulo 3.
+//! The transactions begin with their first step; T1 works through store 1, T2 through store 2 and so on, modulo 3
+//! (other seeds begin elsewhere).
 //!
 //! Steps: `get K`, `lock K` (get for update), `share K` (get for share), `put K V`, `delete K`, `increment K N`, `cas K OLD NEW`,
 //! `scan K..K`, `delete-range K..K`, `savepoint`, `rollback-to` (the last savepoint), `commit`, `rollback`. Beside them the world moves: `cut S S` and `mend S S` (messages from
