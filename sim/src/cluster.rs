@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_kv::{KvError, Router};
-use flotilla_types::{Key, RangeError, StoreId, Write, WriteResult};
+use flotilla_types::{Key, RangeError, RangeId, StoreId, Write, WriteResult};
 
 use crate::time::lock;
 use crate::world::World;
@@ -19,16 +19,35 @@ pub struct Answer<T> {
     pub at: Duration,
 }
 
+/// A client's call that is under way.
+pub struct Pending<T>(Arc<Mutex<Option<Answer<T>>>>);
+
+impl<T> Pending<T> {
+    /// Whether the answer has come, and was not taken yet.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        lock(&self.0).is_some()
+    }
+
+    /// The answer, if it has come. It is there once.
+    #[must_use]
+    pub fn take(&self) -> Option<Answer<T>> {
+        lock(&self.0).take()
+    }
+}
+
 /// See the module's page.
 pub struct Cluster {
     world: World,
+    /// The id that the next range gets.
+    next_range: u64,
 }
 
 impl Cluster {
     /// Stores 1 to `stores`, healthy, every range on the first three and led somewhere.
     #[must_use]
     pub fn new(seed: u64, stores: u64) -> Self {
-        let mut cluster = Self { world: World::new(seed, stores, 3) };
+        let mut cluster = Self { world: World::new(seed, stores, 3), next_range: 100 };
         cluster.run_for(Duration::from_secs(6));
         cluster
     }
@@ -43,6 +62,11 @@ impl Cluster {
     pub fn run_for(&mut self, time: Duration) {
         let limit = self.world.now() + time;
         while self.world.step(limit).is_some() {}
+    }
+
+    /// Lets time pass until something is the case, at most until `limit`.
+    pub fn run_until(&mut self, limit: Duration, done: impl Fn() -> bool) {
+        while !done() && self.world.step(limit).is_some() {}
     }
 
     /// What went wrong so far that must never go wrong.
@@ -83,13 +107,23 @@ impl Cluster {
         done.is_some_and(|answer| answer.result.is_ok())
     }
 
-    /// Runs a client's call through the router of a node, at most for `patience` and a little. `None`: no answer came.
-    fn ask<T: Send + 'static, F>(
+    /// Cuts a key's range in two before the key. Says whether it was done.
+    pub fn split(&mut self, key: &Key) -> bool {
+        let (key, right) = (key.clone(), RangeId(self.next_range));
+        self.next_range += 1;
+        let done = self.ask(1, Duration::from_secs(10), move |router, deadline| async move {
+            router.split(&key, right, deadline).await
+        });
+        done.is_some_and(|answer| answer.result.is_ok())
+    }
+
+    /// Begins a client's call through the router of a node and lets no time pass. `None`: the node is down.
+    pub fn start<T: Send + 'static, F>(
         &mut self,
         gateway: u64,
         patience: Duration,
         call: impl FnOnce(Router, Duration) -> F,
-    ) -> Option<Answer<T>>
+    ) -> Option<Pending<T>>
     where
         F: Future<Output = Result<T, KvError>> + Send + 'static,
     {
@@ -101,9 +135,23 @@ impl Cluster {
             let result = future.await;
             *lock(&tell) = Some(Answer { result, at: clock.mono() });
         });
-        let limit = deadline + Duration::from_secs(2);
-        while lock(&told).is_none() && self.world.step(limit).is_some() {}
-        lock(&told).take()
+        Some(Pending(told))
+    }
+
+    /// Runs a client's call through the router of a node, at most for `patience` and a little. `None`: no answer came.
+    fn ask<T: Send + 'static, F>(
+        &mut self,
+        gateway: u64,
+        patience: Duration,
+        call: impl FnOnce(Router, Duration) -> F,
+    ) -> Option<Answer<T>>
+    where
+        F: Future<Output = Result<T, KvError>> + Send + 'static,
+    {
+        let limit = self.world.now() + patience + Duration::from_secs(2);
+        let pending = self.start(gateway, patience, call)?;
+        self.run_until(limit, || pending.is_answered());
+        pending.take()
     }
 
     /// Writes through a node.
@@ -149,6 +197,11 @@ impl Cluster {
     /// Nothing passes from one store to another.
     pub fn cut(&mut self, from: u64, to: u64) {
         self.world.network.cut_off(StoreId(from), StoreId(to));
+    }
+
+    /// What was cut from one store to another passes again.
+    pub fn mend(&mut self, from: u64, to: u64) {
+        self.world.network.cut.remove(&(StoreId(from), StoreId(to)));
     }
 
     /// Sets a store's wall clock.

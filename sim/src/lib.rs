@@ -33,6 +33,6 @@ mod transport;
 mod verify;
 mod world;
 
-pub use cluster::{Answer, Cluster};
+pub use cluster::{Answer, Cluster, Pending};
 pub use history::History;
 pub use run::{Options, Report, run};
