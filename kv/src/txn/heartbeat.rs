@@ -2,12 +2,17 @@
 //! be that others have aborted it.
 
 use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use flotilla_types::{Command, Key, KeySpan, Outcome, RangeDescriptor, RecordOp, Reply, TxnMeta};
 use futures::FutureExt;
+use futures::future::{Either, select};
+use futures::task::AtomicWaker;
 
 use crate::Router;
 use crate::send::{Cut, Place};
@@ -24,12 +29,27 @@ pub(super) struct Beating {
     stopped: AtomicBool,
     /// The record says that it is aborted.
     aborted: AtomicBool,
+    /// Woken when it does.
+    told: AtomicWaker,
     locks: Mutex<BTreeSet<Key>>,
 }
 
 impl Beating {
     pub(super) fn is_aborted(&self) -> bool {
         self.aborted.load(Ordering::Acquire)
+    }
+
+    /// Does it, unless the record says before its end that the transaction is aborted: then nothing is worth waiting for. One may
+    /// wait at a time.
+    pub(super) async fn unless_aborted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let aborts = poll_fn(|context| {
+            self.told.register(context.waker());
+            if self.is_aborted() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        match select(pin!(work), pin!(aborts)).await {
+            Either::Left((done, _)) if !self.is_aborted() => Some(done),
+            _ => None,
+        }
     }
 
     pub(super) fn stop(&self) {
@@ -63,6 +83,7 @@ impl Beating {
             if let Reply::Ended(outcome) = reply.reply {
                 if outcome == Outcome::Aborted {
                     self.aborted.store(true, Ordering::Release);
+                    self.told.wake();
                 }
                 return;
             }

@@ -258,7 +258,8 @@ impl Txn {
                 Some(op) => Cut::Ask(Command::Txn { header: Box::new(header.clone()), op }),
                 None => Cut::Refuse(KvError::Unavailable { range: Some(owner.range), why: "it was cut".to_owned() }),
             });
-            let newer = match sent.await {
+            let Some(sent) = self.beating.unless_aborted(sent).await else { return Err(aborted()) };
+            let newer = match sent {
                 Ok((reply, _)) => {
                     self.began_to_lock(&header.meta, &reply);
                     return self.took(reply);

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use flotilla_types::{
-    Command, Isolation, Key, KeySpan, Outcome, Priority, PushResult, PushTxn, QueryTxn, RangeDescriptor, RecordOp,
-    Reply, RequestId, Seq, SeqRange, Staged, Timestamp, TxnAnswer, TxnHeader, TxnMeta, TxnOp, Wait, Waiter,
+    Command, Edge, Isolation, Key, KeySpan, Outcome, Priority, PushResult, PushTxn, QueryTxn, RangeDescriptor,
+    RecordOp, Reply, RequestId, Seq, SeqRange, Staged, Timestamp, TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnState, Wait,
+    Waiter,
 };
 use futures::FutureExt;
 use futures::future::try_join_all;
@@ -31,8 +32,13 @@ impl Router {
     pub async fn push(&self, mut push: PushTxn, keys: Vec<Key>) -> Result<PushResult, KvError> {
         let deadline = self.shared.clock.mono() + PATIENCE;
         if let Some(pusher) = &push.pusher {
-            // Without them a deadlock is found later.
-            push.edges = self.edges(pusher, deadline).await.unwrap_or_default();
+            // Without an answer a deadlock is found later.
+            if let Ok((ended, edges)) = self.edges(pusher, deadline).await {
+                if ended {
+                    return Ok(PushResult::PusherAborted);
+                }
+                push.edges = edges;
+            }
         }
         let pushee = push.pushee.clone();
         let Reply::Pushed(result) = self.ask_record(RecordOp::Push(push), deadline).await? else {
@@ -139,8 +145,8 @@ impl Router {
         }
     }
 
-    /// Who waits for a transaction.
-    async fn edges(&self, waiter: &Waiter, deadline: Duration) -> Result<Vec<flotilla_types::Edge>, KvError> {
+    /// Whether a transaction that waits was aborted, and who waits for it.
+    async fn edges(&self, waiter: &Waiter, deadline: Duration) -> Result<(bool, Vec<Edge>), KvError> {
         let meta = TxnMeta {
             id: waiter.id,
             anchor: waiter.anchor.clone(),
@@ -151,8 +157,11 @@ impl Router {
             commit_id: RequestId::from(waiter.id),
         };
         match self.ask_record(RecordOp::Query(QueryTxn { meta, settle: false }), deadline).await? {
-            Reply::Queried { edges, .. } => Ok(edges),
-            _ => Ok(Vec::new()),
+            Reply::Queried { status, edges } => {
+                let aborted = TxnState::Ended { outcome: Outcome::Aborted, held: None };
+                Ok((status == Some(aborted), edges))
+            }
+            _ => Ok((false, Vec::new())),
         }
     }
 }

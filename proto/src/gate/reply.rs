@@ -163,6 +163,7 @@ fn pushed_out(result: PushResult) -> push_reply::Result {
     match result {
         PushResult::Passed => push_reply::Result::Passed(wire::Nothing {}),
         PushResult::Waiting => push_reply::Result::Waiting(wire::Nothing {}),
+        PushResult::PusherAborted => push_reply::Result::PusherAborted(wire::Nothing {}),
         PushResult::Indeterminate(staged) => push_reply::Result::Indeterminate(txn::staged_out(&staged)),
         PushResult::Final { outcome, ignored, lock_spans } => push_reply::Result::Final(wire::PushFinal {
             outcome: Some(txn::outcome_out(outcome)),
@@ -176,6 +177,7 @@ fn pushed_in(result: push_reply::Result) -> Result<PushResult, WireError> {
     Ok(match result {
         push_reply::Result::Passed(wire::Nothing {}) => PushResult::Passed,
         push_reply::Result::Waiting(wire::Nothing {}) => PushResult::Waiting,
+        push_reply::Result::PusherAborted(wire::Nothing {}) => PushResult::PusherAborted,
         push_reply::Result::Indeterminate(staged) => PushResult::Indeterminate(txn::staged_in(staged)?),
         push_reply::Result::Final(ended) => PushResult::Final {
             outcome: txn::outcome_in(ended.outcome)?,

@@ -140,6 +140,7 @@ pub(super) fn replies() -> Vec<Reply> {
         queried(Some(TxnState::Staging(staged()))),
         Reply::Staged,
         Reply::Pushed(PushResult::Indeterminate(staged())),
+        Reply::Pushed(PushResult::PusherAborted),
         txn(TxnAnswer::Proven(true)),
         Reply::Write(WriteResult::Whole { held: None, rows: None }),
         Reply::Collected,

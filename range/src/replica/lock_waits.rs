@@ -45,6 +45,14 @@ struct Waiting {
     pushing: BTreeMap<u64, (TxnId, PushKind)>,
 }
 
+/// A request that need not wait any longer.
+pub(super) enum Released {
+    /// It may try again.
+    Again(Open),
+    /// Its own transaction was aborted.
+    Aborted(Open),
+}
+
 /// A push to be carried out, and on which keys its transaction stands in the way.
 pub(super) struct Push {
     pub(super) number: u64,
@@ -130,8 +138,8 @@ impl LockWaits {
         woken.into_iter().filter_map(|arrival| self.remove(arrival)).map(|waiting| waiting.open).collect()
     }
 
-    /// A push was answered, or was not. Returns the request if it may try again.
-    pub(super) fn pushed(&mut self, number: u64, result: Option<&PushResult>) -> Option<Open> {
+    /// A push was answered, or was not: what that means for the request that pushed, if anything.
+    pub(super) fn pushed(&mut self, number: u64, result: Option<&PushResult>) -> Option<Released> {
         let arrival = self.pushes.remove(&number)?;
         let waiting = self.waiting.get_mut(&arrival)?;
         let (txn, kind) = waiting.pushing.remove(&number)?;
@@ -139,10 +147,13 @@ impl LockWaits {
             Some(PushResult::Passed) => waiting.open.story.passes.insert(txn, kind),
             // Its locks here were cleared before this was told.
             Some(PushResult::Final { .. }) => {}
+            Some(PushResult::PusherAborted) => {
+                return self.remove(arrival).map(|waiting| Released::Aborted(waiting.open));
+            }
             // Whoever pushes finds out what became of a staged one, and says that.
             Some(PushResult::Waiting | PushResult::Indeterminate(_)) | None => return None,
         }
-        self.remove(arrival).map(|waiting| waiting.open)
+        self.remove(arrival).map(|waiting| Released::Again(waiting.open))
     }
 
     /// The pushes that are due now.

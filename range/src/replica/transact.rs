@@ -1,5 +1,6 @@
 //! Transactions at a replica: evaluates what is granted, lets wait what meets a lock, and follows what was applied.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flotilla_storage::engine::Reader;
@@ -11,6 +12,7 @@ use flotilla_types::{
 };
 
 use super::gc::Hiding;
+use super::lock_waits::Released;
 use super::{Open, Replica};
 use crate::apply::TxnEffects;
 use crate::command::{Command, Versions};
@@ -25,6 +27,8 @@ use crate::transact::{deadlock, resolve};
 
 /// How often an operation that may move its snapshot is redone at once.
 const FORWARDED_MAX: u32 = 4;
+/// Aborted transactions that a range remembers. Who is forgotten learns of it from its next heartbeat.
+const ABORTED_MAX: usize = 4096;
 /// How often it is looked whether a range has lost its last lock.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 
@@ -33,9 +37,26 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Transactions {
     pub(super) markers: Markers,
     pub(super) edges: deadlock::Edges,
+    /// Transactions whose locks were cleared here because they were aborted: they may not have heard of it, and would not see what
+    /// they wrote.
+    aborted: Aborted,
     /// When the last look found no lock in the range, and none was laid since.
     pub(super) unlocked: bool,
     probe_at: Duration,
+}
+
+/// The last ones.
+#[derive(Debug, Default)]
+struct Aborted(BTreeSet<TxnId>);
+
+impl Aborted {
+    fn insert(&mut self, txn: TxnId) {
+        self.0.insert(txn);
+        if self.0.len() > ABORTED_MAX {
+            // Ids begin with their birth: the oldest goes.
+            self.0.pop_first();
+        }
+    }
 }
 
 /// Latched beside the keys, above all of them: the record of a transaction, or of an intention.
@@ -99,6 +120,9 @@ impl Replica {
     ) -> Result<Evaluated, Failed> {
         let span = op.span();
         self.check_still_here(&span).map_err(Failed::Answer)?;
+        if self.transactions.aborted.0.contains(&header.meta.id) && !matches!(op, TxnOp::Prove { .. }) {
+            return Err(Failed::Answer(RangeError::Txn(TxnRefusal::Aborted)));
+        }
         let ahead = ctx.now.plus(self.group.max_offset()).max(self.state.lease.start);
         let (oldest, latest) = match op {
             TxnOp::Refresh { from, to, .. } => (*from, *to),
@@ -223,6 +247,9 @@ impl Replica {
         if let Some(span) = resolve.span() {
             self.check_still_here(&span).map_err(Failed::Answer)?;
         }
+        if resolve.outcome == Outcome::Aborted {
+            self.transactions.aborted.insert(resolve.meta.id);
+        }
         let evaluated = resolve::evaluate(engine, resolve, ctx.now)?;
         if let (Evaluated::Propose(Command::Edit(edits), _), Outcome::Committed { at }) = (&evaluated, resolve.outcome)
             && let Some(window) = self.keep_off(ctx, open, resolve.meta.isolation, at, edits)
@@ -331,8 +358,13 @@ impl Replica {
         result: Option<&PushResult>,
         effects: &mut Vec<Effect>,
     ) {
-        if let Some(open) = self.lock_waits.pushed(number, result) {
-            self.again(ctx, open, effects);
+        match self.lock_waits.pushed(number, result) {
+            Some(Released::Again(open)) => self.again(ctx, open, effects),
+            Some(Released::Aborted(open)) => {
+                let result = Err(RangeError::Txn(TxnRefusal::Aborted));
+                effects.push(Effect::Reply { token: open.token, result });
+            }
+            None => {}
         }
     }
 

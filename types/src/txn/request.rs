@@ -282,6 +282,8 @@ pub enum PushResult {
     },
     /// It lives, and the pusher has to wait on.
     Waiting,
+    /// Whoever pushes was itself aborted meanwhile, and waits for nothing any more.
+    PusherAborted,
     /// Its coordinator was not heard of since it sent everything: whoever proves its writes knows what became of it, and has to
     /// say so to the record.
     Indeterminate(Staged),
