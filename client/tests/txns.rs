@@ -293,7 +293,9 @@ async fn attempts_end_with_the_deadline_and_so_does_a_step_without_an_answer() {
     cluster.will_at(std::iter::repeat_n(("commit", Fault::Refuse(Reason::RetryTxn)), 100_000));
     let began = Instant::now();
     let error = client.run(default(), async |txn| bump(txn, "a").await).await.unwrap_err();
-    assert_eq!(error.reason(), Some(Reason::RetryTxn));
+    // The deadline comes in a pause, or in the middle of an attempt.
+    let in_time = matches!(error, Error::Refused { reason: Reason::RetryTxn, .. } | Error::Unreachable { .. });
+    assert!(in_time, "{error:?}");
     assert!(began.elapsed() < Duration::from_secs(2));
     let attempts = cluster.world().count("commit");
     assert!((3..400).contains(&attempts), "{attempts} attempts, with pauses of up to a tenth of a second");
