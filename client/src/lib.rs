@@ -37,7 +37,7 @@
 //! use flotilla_client::{Error, TxnOptions};
 //!
 //! let moved = client
-//!     .run(TxnOptions::default(), async |txn| {
+//!     .run(TxnOptions::default(), |txn| async move {
 //!         let Some(apple) = txn.get_for_update("fruit/apple").await? else { return Ok::<_, Error>(false) };
 //!         txn.put("basket/apple", apple.value).await?;
 //!         txn.delete("fruit/apple").await?;
@@ -76,7 +76,7 @@ pub use kv::{Batch, Swap, Value};
 pub use options::Options;
 pub use scan::{Row, Scan, ScanOptions, Span};
 pub use transact::{Branch, Transact, Transacted};
-pub use txn::{Committed, Compared, Lock, Outcome, Txn, TxnHandle, TxnOptions, TxnScan, Wait};
+pub use txn::{Committed, Compared, Lock, OpenTxn, Outcome, Txn, TxnHandle, TxnOptions, TxnScan, Wait};
 
 /// The nouns that transactions are described with.
 pub use flotilla_types::{Isolation, Priority, Timestamp};

@@ -21,7 +21,7 @@ fn default() -> TxnOptions {
 }
 
 /// Adds one to a number in words, with a get and a put.
-async fn bump(txn: &mut Txn, key: &str) -> Result<u32, Error> {
+async fn bump(txn: &Txn, key: &str) -> Result<u32, Error> {
     let found = txn.get(bytes(key)).await?;
     let next = found.map_or(0, |found| std::str::from_utf8(&found.value).unwrap().parse().unwrap()) + 1;
     txn.put(bytes(key), next.to_string()).await?;
@@ -33,9 +33,9 @@ async fn what_a_transaction_does_is_seen_by_it_at_once_and_by_others_after_its_c
     let cluster = Cluster::start(2).await;
     let client = cluster.client().await;
     client.put("old", "1").await.unwrap();
-    let mut txn = client.begin(default()).await.unwrap();
+    let txn = client.begin(default()).await.unwrap();
     assert!(txn.get("old").await.unwrap().is_some());
-    assert!(txn.handle().is_none(), "nothing is locked yet");
+    assert!(txn.handle().await.is_none(), "nothing is locked yet");
     for i in 0..5 {
         txn.put(format!("k{i}"), "v").await.unwrap();
     }
@@ -52,7 +52,7 @@ async fn what_a_transaction_does_is_seen_by_it_at_once_and_by_others_after_its_c
     assert_eq!(keys(txn.scan(Span::prefix("k")).reverse().rows_max(3).collect().await.unwrap()), last);
     assert_eq!(txn.delete_range(Span::prefix("k4")).await.unwrap(), 1);
     assert_eq!(client.get("k0").await.unwrap(), None, "others see nothing yet");
-    let handle = txn.handle().unwrap().clone();
+    let handle = txn.handle().await.unwrap();
     let at = txn.commit().await.unwrap();
     assert_eq!(client.get("k0").await.unwrap().unwrap().written, at);
     assert_eq!(client.get("k4").await.unwrap(), None);
@@ -64,13 +64,13 @@ async fn what_a_transaction_does_is_seen_by_it_at_once_and_by_others_after_its_c
 async fn savepoints_take_back_and_a_transaction_goes_on_after_a_lock_it_did_not_get() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client().await;
-    let mut txn = client.begin(default()).await.unwrap();
+    let txn = client.begin(default()).await.unwrap();
     txn.put("a", "1").await.unwrap();
     txn.savepoint("s").await.unwrap();
     txn.put("a", "2").await.unwrap();
     cluster.will_at([("txn put", Fault::Refuse(Reason::Locked)), ("txn put", Fault::Refuse(Reason::DiskFull))]);
     let Error::Refused { reason: Reason::Locked, conflict: Some(conflict), .. } =
-        txn.wait(Wait::Error).put("b", "1").await.unwrap_err()
+        txn.with_wait(Wait::Error).put("b", "1").await.unwrap_err()
     else {
         panic!("not told about the lock")
     };
@@ -96,7 +96,7 @@ async fn a_transaction_that_met_others_is_run_again_as_a_whole() {
         ("txn put", Fault::Refuse(Reason::RangeUnavailable)),
         ("commit", Fault::Refuse(Reason::RetryTxn)),
     ]);
-    let done = client.run(default(), async |txn| bump(txn, "a").await).await.unwrap();
+    let done = client.run(default(), |txn| async move { bump(&txn, "a").await }).await.unwrap();
     assert_eq!((done.value, done.attempts), (1, 5));
     assert_eq!(client.get("a").await.unwrap().unwrap().written, done.timestamp);
     assert_eq!(cluster.world().count("outcome"), 0, "nothing was in doubt");
@@ -104,12 +104,14 @@ async fn a_transaction_that_met_others_is_run_again_as_a_whole() {
     // A closure that takes the failure for its own, or for none, is run again all the same.
     cluster.will_at([("txn put", Fault::Refuse(Reason::RetryTxn)), ("txn put", Fault::Refuse(Reason::RetryTxn))]);
     let mut runs = 0;
-    let done = client.run(default(), async |txn| {
+    let done = client.run(default(), |txn| {
         runs += 1;
-        match bump(txn, "a").await {
-            Err(_) if runs == 1 => Err(Error::BadAnswer { what: "of the closure's own" }),
-            Err(_) => Ok(0),
-            done => done,
+        async move {
+            match bump(&txn, "a").await {
+                Err(_) if runs == 1 => Err(Error::BadAnswer { what: "of the closure's own" }),
+                Err(_) => Ok(0),
+                done => done,
+            }
         }
     });
     assert_eq!(done.await.unwrap().value, 2);
@@ -122,7 +124,7 @@ async fn those_who_add_to_one_number_all_count() {
     let client = cluster.client().await;
     let one = |client: Client| async move {
         for _ in 0..10 {
-            client.run(default(), async |txn| bump(txn, "a").await).await.unwrap();
+            client.run(default(), |txn| async move { bump(&txn, "a").await }).await.unwrap();
         }
     };
     let tasks: Vec<_> = (0..8).map(|_| tokio::spawn(one(client.clone()))).collect();
@@ -138,7 +140,7 @@ async fn a_commit_whose_answer_was_lost_but_that_was_done_is_not_done_again() {
         let cluster = Cluster::start(3).await;
         let client = cluster.client().await;
         cluster.will_at([("commit", fault)]);
-        let done = client.run(default(), async |txn| bump(txn, "a").await).await.unwrap();
+        let done = client.run(default(), |txn| async move { bump(&txn, "a").await }).await.unwrap();
         assert_eq!((done.value, done.attempts), (1, 1), "{fault:?}");
         let found = client.get("a").await.unwrap().unwrap();
         assert_eq!((found.value, found.written), (bytes("1"), done.timestamp));
@@ -153,13 +155,13 @@ async fn a_commit_that_was_lost_on_its_way_is_known_to_be_undone_before_it_is_do
     let cluster = Cluster::start(2).await;
     let client = cluster.client().await;
     cluster.will_at([("commit", Fault::LoseRequest), ("commit", Fault::Refuse(Reason::Ambiguous))]);
-    let done = client.run(default(), async |txn| bump(txn, "a").await).await.unwrap();
+    let done = client.run(default(), |txn| async move { bump(&txn, "a").await }).await.unwrap();
     assert_eq!((done.value, done.attempts), (1, 3));
     assert_eq!(cluster.world().count("outcome"), 2);
 
     // Told to who commits by himself as well.
     cluster.will_at([("commit", Fault::LoseRequest)]);
-    let mut txn = client.begin(default()).await.unwrap();
+    let txn = client.begin(default()).await.unwrap();
     txn.put("a", "9").await.unwrap();
     assert_eq!(txn.commit().await.unwrap_err().reason(), Some(Reason::TxnAborted));
     assert_eq!(cluster.world().value(b"a"), Some(bytes("1")));
@@ -171,7 +173,7 @@ async fn a_commit_of_which_nobody_knows_is_told_as_doubt_and_not_done_again() {
     let client = cluster.client().await;
     cluster.world().forgetful = true;
     cluster.will_at([("commit", Fault::LoseAnswer)]);
-    let error = client.run(default(), async |txn| bump(txn, "a").await).await.unwrap_err();
+    let error = client.run(default(), |txn| async move { bump(&txn, "a").await }).await.unwrap_err();
     let Error::CommitUnknown { handle, .. } = &error else { panic!("{error:?}") };
     assert!(error.is_ambiguous());
     assert_eq!(cluster.world().count("begin"), 1);
@@ -183,7 +185,7 @@ async fn a_commit_of_which_nobody_knows_is_told_as_doubt_and_not_done_again() {
     cluster.will([Fault::Refuse(Reason::RangeUnavailable); 1000]);
     let hurried = client.with_timeout(Duration::from_millis(500));
     let began = Instant::now();
-    let error = hurried.run(default(), async |txn| bump(txn, "b").await).await.unwrap_err();
+    let error = hurried.run(default(), |txn| async move { bump(&txn, "b").await }).await.unwrap_err();
     assert!(matches!(error, Error::CommitUnknown { .. }), "{error:?}");
     assert!(began.elapsed() < Duration::from_secs(3));
     assert_eq!(cluster.world().count("begin"), 2);
@@ -191,31 +193,37 @@ async fn a_commit_of_which_nobody_knows_is_told_as_doubt_and_not_done_again() {
 
 #[tokio::test]
 async fn a_stream_that_breaks_before_the_commit_is_no_doubt() {
-    let mut cluster = Cluster::start(3).await;
+    let cluster = Cluster::start(3).await;
     let client = cluster.client().await;
     cluster.will_at([("txn put", Fault::LoseAnswer), ("begin", Fault::Hang), ("txn get", Fault::LoseRequest)]);
-    let done = client.run(default(), async |txn| bump(txn, "a").await).await.unwrap();
+    let done = client.run(default(), |txn| async move { bump(&txn, "a").await }).await.unwrap();
     assert_eq!((done.value, done.attempts), (1, 3), "a begin that fails is not an attempt");
     assert_eq!(cluster.world().count("outcome"), 0);
 
     // A node that dies in the middle is left for another.
-    let mut killed = false;
-    let done = client.run(default(), async |txn| {
-        let next = bump(txn, "a").await?;
-        if !killed {
-            killed = true;
-            let node = cluster.world().asked.last().unwrap().0;
-            cluster.kill(node);
+    let lives = std::sync::Mutex::new(cluster);
+    let done = client.run(default(), |txn| {
+        let lives = &lives;
+        async move {
+            let next = bump(&txn, "a").await?;
+            {
+                let mut cluster = lives.lock().unwrap();
+                let node = cluster.world().asked.last().unwrap().0;
+                if cluster.alive() == 3 {
+                    cluster.kill(node);
+                }
+            }
+            txn.put("b", "1").await?;
+            Ok::<_, Error>(next)
         }
-        txn.put("b", "1").await?;
-        Ok::<_, Error>(next)
     });
     let done = done.await.unwrap();
+    let cluster = lives.into_inner().unwrap();
     assert_eq!((done.value, done.attempts), (2, 2));
 
     // One that only read has nothing to lose.
     cluster.will_at([("commit", Fault::LoseAnswer)]);
-    let read = client.run(default(), async |txn| txn.get("a").await).await.unwrap();
+    let read = client.run(default(), |txn| async move { txn.get("a").await }).await.unwrap();
     assert_eq!((read.value.unwrap().value, read.attempts), (bytes("2"), 2));
     assert_eq!(cluster.world().count("outcome"), 0);
 }
@@ -235,10 +243,12 @@ async fn errors_of_the_closures_own_roll_back_and_are_returned() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client().await;
     let mut runs = 0;
-    let error = client.run(default(), async |txn| {
+    let error = client.run(default(), |txn| {
         runs += 1;
-        txn.put("a", "1").await?;
-        Err::<(), _>(Own::Poor)
+        async move {
+            txn.put("a", "1").await?;
+            Err::<(), _>(Own::Poor)
+        }
     });
     assert!(matches!(error.await, Err(Own::Poor)));
     assert_eq!(runs, 1);
@@ -247,7 +257,7 @@ async fn errors_of_the_closures_own_roll_back_and_are_returned() {
 
     // What is not worth another try is not tried again.
     cluster.will_at([("txn put", Fault::Refuse(Reason::TooLarge))]);
-    let error = client.run(default(), async |txn| Ok::<_, Own>(txn.put("a", "1").await?));
+    let error = client.run(default(), |txn| async move { Ok::<_, Own>(txn.put("a", "1").await?) });
     assert!(matches!(error.await, Err(Own::Cluster)));
     assert_eq!(cluster.world().count("begin"), 2);
 }
@@ -266,19 +276,19 @@ async fn rolled_back(cluster: &Cluster, client: &Client, count: usize) {
 async fn a_transaction_that_is_dropped_or_left_in_the_middle_of_a_step_is_rolled_back() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client().await;
-    let mut txn = client.begin(default()).await.unwrap();
+    let txn = client.begin(default()).await.unwrap();
     txn.put("a", "1").await.unwrap();
     drop(txn);
     rolled_back(&cluster, &client, 1).await;
 
-    let mut txn = client.begin(default()).await.unwrap();
+    let txn = client.begin(default()).await.unwrap();
     txn.put("a", "1").await.unwrap();
     txn.rollback().await.unwrap();
     rolled_back(&cluster, &client, 2).await;
 
     // Whoever does not wait for a step does not know what it did.
     cluster.will_at([("txn put", Fault::Hang)]);
-    let mut txn = client.begin(default()).await.unwrap();
+    let txn = client.begin(default()).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(50), txn.put("a", "1")).await.is_err());
     assert_eq!(txn.get("a").await.unwrap_err().reason(), Some(Reason::TxnFailed));
     assert_eq!(txn.commit().await.unwrap_err().reason(), Some(Reason::TxnFailed));
@@ -292,7 +302,7 @@ async fn attempts_end_with_the_deadline_and_so_does_a_step_without_an_answer() {
     let client = cluster.client().await.with_timeout(Duration::from_millis(400));
     cluster.will_at(std::iter::repeat_n(("commit", Fault::Refuse(Reason::RetryTxn)), 100_000));
     let began = Instant::now();
-    let error = client.run(default(), async |txn| bump(txn, "a").await).await.unwrap_err();
+    let error = client.run(default(), |txn| async move { bump(&txn, "a").await }).await.unwrap_err();
     // The deadline comes in a pause, or in the middle of an attempt.
     let in_time = matches!(error, Error::Refused { reason: Reason::RetryTxn, .. } | Error::Unreachable { .. });
     assert!(in_time, "{error:?}");
@@ -303,7 +313,7 @@ async fn attempts_end_with_the_deadline_and_so_does_a_step_without_an_answer() {
     cluster.world().step_faults.clear();
     cluster.will_at([("txn get", Fault::Hang)]);
     let began = Instant::now();
-    client.run(default(), async |txn| bump(txn, "a").await).await.unwrap_err();
+    client.run(default(), |txn| async move { bump(&txn, "a").await }).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_secs(2));
     assert_eq!(cluster.world().value(b"a"), None);
 }

@@ -13,7 +13,7 @@ use flotilla_proto::reason::Reason;
 use flotilla_proto::v1::{self, outcome_response, txn_request::Step, txn_response::Answer};
 use flotilla_types::Timestamp;
 
-use super::Txn;
+use super::{Conversation, OpenTxn, Wait};
 use crate::call::Repeat;
 use crate::kv::timestamp;
 use crate::{Client, Error};
@@ -74,33 +74,39 @@ impl Client {
     }
 }
 
-impl Txn {
+impl OpenTxn {
     /// Commits, and says when: all its writes have this timestamp. If the answer is lost, the cluster is asked what became
     /// of the transaction, which may take a second beyond the deadline.
     ///
     /// # Errors
     /// `CommitUnknown` if that could not be found out. All others mean that nothing of it was done: `RETRY_TXN` and
     /// `TXN_ABORTED` if the whole has to be done again, and what [`Error`] says.
-    pub async fn commit(mut self) -> Result<Timestamp, Error> {
-        self.finish().await
+    pub async fn commit(self) -> Result<Timestamp, Error> {
+        self.txn.conversation.lock().await.commit().await
     }
 
     /// Rolls back. Locks are free soon after. To drop the transaction does the same, without a word.
     ///
     /// # Errors
     /// The node did not answer: it rolls back when it finds that the stream is gone.
-    pub async fn rollback(mut self) -> Result<(), Error> {
-        self.just(Step::Rollback(v1::TxnRollback {})).await
+    pub async fn rollback(self) -> Result<(), Error> {
+        self.txn.just(Step::Rollback(v1::TxnRollback {})).await
     }
+}
 
-    /// As `commit`, for whoever wants to know afterwards whether it is worth another try.
-    pub(super) async fn finish(&mut self) -> Result<Timestamp, Error> {
+impl Conversation {
+    /// Commits, and finds out about it if no answer comes.
+    pub(super) async fn commit(&mut self) -> Result<Timestamp, Error> {
         // What ended before is not in doubt: no commit is sent.
         let open = self.over.is_none() && !self.unanswered;
         // A commit waits for nobody's locks: a node that is silent for so long is more likely gone than busy.
-        let time = self.client.time_left(self.deadline).min(self.client.shared.options.attempt_timeout);
-        let (error, lost) = match self.ask_within(Step::Commit(v1::TxnCommit {}), time).await {
-            Ok(Answer::Committed(committed)) => return Ok(self.client.learnt(committed.timestamp.as_ref())),
+        let time = self.time_left().min(self.client.shared.options.attempt_timeout);
+        let (error, lost) = match self.ask(Step::Commit(v1::TxnCommit {}), Wait::Block, time).await {
+            Ok(Answer::Committed(committed)) => {
+                let message = "the transaction has been committed".to_owned();
+                self.over = Some(self.refusal(Reason::TxnFailed, message));
+                return Ok(self.client.learnt(committed.timestamp.as_ref()));
+            }
             Ok(_) => (self.strange(), true),
             Err(error) => (error, open && self.unanswered),
         };
@@ -118,7 +124,7 @@ impl Txn {
 
     /// Finds out about a commit that was not answered.
     async fn settle(&mut self, handle: TxnHandle, lost: &Error) -> Result<Timestamp, Error> {
-        let time = self.client.time_left(self.deadline).max(SETTLE_MIN);
+        let time = self.time_left().max(SETTLE_MIN);
         self.redoable = false;
         match self.client.with_timeout(time).outcome(&handle).await {
             Ok(Outcome::Committed(at)) => Ok(at),

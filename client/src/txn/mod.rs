@@ -19,6 +19,7 @@ mod scan;
 mod steps;
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use flotilla_proto::reason::{DOMAIN, Reason};
 use flotilla_proto::v1::kv_client::KvClient;
 use flotilla_proto::v1::{self, txn_request::Step, txn_response::Answer as StepAnswer};
 use flotilla_types::{Isolation, Priority, Timestamp};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
@@ -71,23 +72,43 @@ pub enum Wait {
     Skip,
 }
 
-/// One transaction. It is rolled back when it is dropped without a commit.
+/// The steps of one transaction. Clones are the same transaction: steps that are asked for at once are done one after the
+/// other.
 ///
 /// A step that fails with `LOCKED` or `INVALID` leaves the transaction as it was. After any other failure only
 /// [`Txn::rollback_to`] and the end are possible; [`Client::run`] knows which failures are worth another try.
 ///
 /// A step whose future is dropped before it ended leaves the transaction of no further use: all later steps fail with
 /// `TXN_FAILED`.
-#[must_use = "a transaction that is dropped is rolled back"]
+#[derive(Clone)]
 pub struct Txn {
+    conversation: Arc<Mutex<Conversation>>,
+    wait: Wait,
+}
+
+/// A transaction in its owner's hands, who commits it. It is rolled back when it and all clones of its [`Txn`] are dropped
+/// without a commit.
+#[must_use = "a transaction that is dropped is rolled back"]
+pub struct OpenTxn {
+    txn: Txn,
+}
+
+impl Deref for OpenTxn {
+    type Target = Txn;
+
+    fn deref(&self) -> &Txn {
+        &self.txn
+    }
+}
+
+/// What is said between a transaction and its node.
+struct Conversation {
     client: Client,
     node: Arc<Node>,
     steps: mpsc::Sender<v1::TxnRequest>,
     answers: Streaming<v1::TxnResponse>,
     /// What to ask with about the commit; absent as long as nothing was locked, so that there is nothing to lose.
     handle: Option<TxnHandle>,
-    /// What the next step does at foreign locks.
-    wait: Wait,
     /// No step goes on beyond this; without it each has the client's timeout.
     deadline: Option<Instant>,
     /// A step was sent and its answer has not come.
@@ -110,8 +131,8 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn begin(&self, options: TxnOptions) -> Result<Txn, Error> {
-        self.begin_until(options, None).await
+    pub async fn begin(&self, options: TxnOptions) -> Result<OpenTxn, Error> {
+        Ok(OpenTxn { txn: self.begin_until(options, None).await? })
     }
 
     /// Begins a transaction whose steps together may take until `deadline`.
@@ -128,18 +149,18 @@ impl Client {
         // Nothing is done by a begin, so that it may be asked of one node after the other.
         let Answer { answer: Opened { steps, answers }, node, .. } =
             bounded.kv_answer(Repeat::Read, first, attempt).await?;
-        Ok(Txn {
+        let conversation = Conversation {
             client: self.clone(),
             node,
             steps,
             answers,
             handle: None,
-            wait: Wait::default(),
             deadline,
             unanswered: false,
             over: None,
             redoable: false,
-        })
+        };
+        Ok(Txn { conversation: Arc::new(Mutex::new(conversation)), wait: Wait::default() })
     }
 
     /// What a step may take, in all.
@@ -171,36 +192,42 @@ fn status(failure: &v1::TxnFailure) -> Status {
 }
 
 impl Txn {
-    /// What the next step, and only that, does at a key that another transaction has locked. Without it a step waits.
+    /// The same transaction, whose steps do this at keys that another transaction has locked. Without it they wait.
     ///
     /// ```no_run
-    /// # async fn example(txn: &mut flotilla_client::Txn) -> Result<(), flotilla_client::Error> {
+    /// # async fn example(txn: flotilla_client::Txn) -> Result<(), flotilla_client::Error> {
     /// use flotilla_client::Wait;
-    /// let seat = txn.wait(Wait::Skip).get_for_update("seat/12").await?;
+    /// let seat = txn.with_wait(Wait::Skip).get_for_update("seat/12").await?;
     /// # Ok(())
     /// # }
     /// ```
-    pub const fn wait(&mut self, wait: Wait) -> &mut Self {
-        self.wait = wait;
-        self
+    #[must_use]
+    pub fn with_wait(&self, wait: Wait) -> Self {
+        Self { conversation: Arc::clone(&self.conversation), wait }
     }
 
     /// What [`Client::outcome`] can be asked with, for programs that want to find out about the commit even if they
     /// crash meanwhile; `None` as long as the transaction has locked nothing.
-    #[must_use]
-    pub const fn handle(&self) -> Option<&TxnHandle> {
-        self.handle.as_ref()
+    pub async fn handle(&self) -> Option<TxnHandle> {
+        self.conversation.lock().await.handle.clone()
     }
 
-    /// Sends a step and waits for its answer.
-    async fn ask(&mut self, step: Step) -> Result<StepAnswer, Error> {
-        let time = self.client.time_left(self.deadline);
-        self.ask_within(step, time).await
+    /// Sends a step, waits for its answer and takes from it what belongs to the step.
+    async fn ask<T>(&self, step: Step, take: impl FnOnce(StepAnswer) -> Option<T>) -> Result<T, Error> {
+        let mut conversation = self.conversation.lock().await;
+        let time = conversation.time_left();
+        let answer = conversation.ask(step, self.wait, time).await?;
+        take(answer).ok_or_else(|| conversation.strange())
+    }
+}
+
+impl Conversation {
+    fn time_left(&self) -> Duration {
+        self.client.time_left(self.deadline)
     }
 
     /// Sends a step and waits so long for its answer.
-    async fn ask_within(&mut self, step: Step, time: Duration) -> Result<StepAnswer, Error> {
-        let wait = std::mem::take(&mut self.wait);
+    async fn ask(&mut self, step: Step, wait: Wait, time: Duration) -> Result<StepAnswer, Error> {
         if let Some(error) = &self.over {
             return Err(error.clone());
         }

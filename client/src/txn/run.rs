@@ -38,7 +38,7 @@ impl Client {
     ///
     /// # async fn example(client: &Client) -> Result<(), Error> {
     /// let taken = client
-    ///     .run(TxnOptions::default(), async |txn| {
+    ///     .run(TxnOptions::default(), |txn| async move {
     ///         let free = txn.get_for_update("seat/12").await?.is_none();
     ///         if free {
     ///             txn.put("seat/12", "ada").await?;
@@ -51,27 +51,32 @@ impl Client {
     /// # }
     /// ```
     ///
+    /// It takes the transaction by value, and not by `&mut`, because futures of async closures that borrow cannot be
+    /// spawned: the compiler does not see that they are `Send` (rust-lang/rust#110338).
+    ///
     /// # Errors
-    /// What the closure returned, or as [`Txn::commit`]. If time is over, what the last attempt met.
-    pub async fn run<T, E, F>(&self, options: TxnOptions, mut work: F) -> Result<Committed<T>, E>
+    /// What the closure returned, or as [`OpenTxn::commit`](super::OpenTxn::commit). If time is over, what the last attempt met.
+    pub async fn run<T, E, F, Fut>(&self, options: TxnOptions, mut work: F) -> Result<Committed<T>, E>
     where
-        F: AsyncFnMut(&mut Txn) -> Result<T, E>,
+        F: FnMut(Txn) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
         E: From<Error>,
     {
         let deadline = Instant::now() + self.timeout();
         let mut attempts = 0;
         loop {
-            let mut txn = self.begin_until(options, Some(deadline)).await?;
+            let txn = self.begin_until(options, Some(deadline)).await?;
             attempts += 1;
-            let error = match work(&mut txn).await {
-                Ok(value) => match txn.finish().await {
+            let error = match work(txn.clone()).await {
+                Ok(value) => match txn.conversation.lock().await.commit().await {
                     Ok(timestamp) => return Ok(Committed { value, timestamp, attempts }),
                     Err(error) => error.into(),
                 },
                 Err(error) => error,
             };
             let pause = pause(attempts);
-            if !txn.redoable || Instant::now() + pause >= deadline {
+            let redoable = txn.conversation.lock().await.redoable;
+            if !redoable || Instant::now() + pause >= deadline {
                 return Err(error);
             }
             // Its locks go before the pause, not after it.

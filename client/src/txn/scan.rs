@@ -8,8 +8,8 @@ use crate::{Error, Row, Span};
 
 /// A scan within a transaction. Drop it to end it early.
 #[must_use = "a scan reads nothing before it is asked for rows"]
-pub struct TxnScan<'a> {
-    txn: &'a mut Txn,
+pub struct TxnScan {
+    txn: Txn,
     /// What is still to be read; `None` after the last chunk.
     rest: Option<Span>,
     reverse: bool,
@@ -18,19 +18,19 @@ pub struct TxnScan<'a> {
     rows: Option<std::vec::IntoIter<v1::Row>>,
 }
 
-impl<'a> TxnScan<'a> {
-    pub(super) const fn new(txn: &'a mut Txn, span: Span) -> Self {
+impl TxnScan {
+    pub(super) fn new(txn: Txn, span: Span) -> Self {
         Self { txn, rest: Some(span), reverse: false, rows_max: 0, rows: None }
     }
 
     /// From the end to the start.
-    pub const fn reverse(mut self) -> Self {
+    pub fn reverse(mut self) -> Self {
         self.reverse = true;
         self
     }
 
     /// At most so many rows; 0 for all.
-    pub const fn rows_max(mut self, rows: u64) -> Self {
+    pub fn rows_max(mut self, rows: u64) -> Self {
         self.rows_max = rows;
         self
     }
@@ -45,7 +45,7 @@ impl<'a> TxnScan<'a> {
                 let written = timestamp(row.timestamp.as_ref());
                 return Ok(Some(Row { key: row.key, value: row.value, written }));
             }
-            // Put back once the chunk is there: a failed step may be asked again after a rollback to a savepoint.
+            // It stays until its chunk is there: a step that failed may be asked again after a rollback to a savepoint.
             let Some(rest) = self.rest.clone() else { return Ok(None) };
             self.more(rest).await?;
         }
@@ -72,11 +72,13 @@ impl<'a> TxnScan<'a> {
             rows_max: self.rows_max,
             chunk_bytes: 0,
         };
-        let Answer::Scan(chunk) = self.txn.ask(Step::Scan(step)).await? else { return Err(self.txn.strange()) };
+        let rows_max = if self.rows_max == 0 { u64::MAX } else { self.rows_max };
+        let take = |answer| match answer {
+            Answer::Scan(chunk) if chunk.rows.len() as u64 <= rows_max => Some(chunk),
+            _ => None,
+        };
+        let chunk = self.txn.ask(Step::Scan(step), take).await?;
         let count = chunk.rows.len() as u64;
-        if self.rows_max > 0 && count > self.rows_max {
-            return Err(Error::BadAnswer { what: "a scan with more rows than asked for" });
-        }
         let full = self.rows_max > 0 && count == self.rows_max;
         self.rows_max = self.rows_max.saturating_sub(count);
         self.rest = chunk.resume.filter(|_| !full).map(|resume| match self.reverse {

@@ -30,7 +30,7 @@ impl Txn {
     ///
     /// # Errors
     /// See [`Txn`] and [`Error`].
-    pub async fn get(&mut self, key: impl Into<Bytes>) -> Result<Option<Value>, Error> {
+    pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Value>, Error> {
         self.read(key.into(), v1::LockStrength::Unspecified).await
     }
 
@@ -39,7 +39,7 @@ impl Txn {
     ///
     /// # Errors
     /// `LOCKED` as the wait policy says; else see [`Txn`] and [`Error`].
-    pub async fn get_for_update(&mut self, key: impl Into<Bytes>) -> Result<Option<Value>, Error> {
+    pub async fn get_for_update(&self, key: impl Into<Bytes>) -> Result<Option<Value>, Error> {
         self.get_with_lock(key, Lock::Update).await
     }
 
@@ -47,7 +47,7 @@ impl Txn {
     ///
     /// # Errors
     /// `LOCKED` as the wait policy says; else see [`Txn`] and [`Error`].
-    pub async fn get_for_share(&mut self, key: impl Into<Bytes>) -> Result<Option<Value>, Error> {
+    pub async fn get_for_share(&self, key: impl Into<Bytes>) -> Result<Option<Value>, Error> {
         self.get_with_lock(key, Lock::Share).await
     }
 
@@ -55,7 +55,7 @@ impl Txn {
     ///
     /// # Errors
     /// `LOCKED` as the wait policy says; else see [`Txn`] and [`Error`].
-    pub async fn get_with_lock(&mut self, key: impl Into<Bytes>, lock: Lock) -> Result<Option<Value>, Error> {
+    pub async fn get_with_lock(&self, key: impl Into<Bytes>, lock: Lock) -> Result<Option<Value>, Error> {
         let strength = match lock {
             Lock::Share => v1::LockStrength::Share,
             Lock::Update => v1::LockStrength::Update,
@@ -63,21 +63,22 @@ impl Txn {
         self.read(key.into(), strength).await
     }
 
-    async fn read(&mut self, key: Bytes, lock: v1::LockStrength) -> Result<Option<Value>, Error> {
-        match self.ask(Step::Get(v1::TxnGet { key, lock: lock.into() })).await? {
+    async fn read(&self, key: Bytes, lock: v1::LockStrength) -> Result<Option<Value>, Error> {
+        let take = |answer| match answer {
             Answer::Value(found) => {
                 let written = timestamp(found.written.as_ref());
-                Ok(found.value.map(|value| Value { value, written }))
+                Some(found.value.map(|value| Value { value, written }))
             }
-            _ => Err(self.strange()),
-        }
+            _ => None,
+        };
+        self.ask(Step::Get(v1::TxnGet { key, lock: lock.into() }), take).await
     }
 
     /// Sets a key.
     ///
     /// # Errors
     /// See [`Txn`] and [`Error`].
-    pub async fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), Error> {
+    pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), Error> {
         self.just(Step::Put(v1::BatchPut { key: key.into(), value: value.into() })).await
     }
 
@@ -85,25 +86,26 @@ impl Txn {
     ///
     /// # Errors
     /// See [`Txn`] and [`Error`].
-    pub async fn delete(&mut self, key: impl Into<Bytes>) -> Result<(), Error> {
+    pub async fn delete(&self, key: impl Into<Bytes>) -> Result<(), Error> {
         self.just(Step::Delete(v1::BatchDelete { key: key.into() })).await
     }
 
     /// Reads the rows of a span in key order. Nothing is asked before the first row is.
-    pub const fn scan(&mut self, span: Span) -> TxnScan<'_> {
-        TxnScan::new(self, span)
+    pub fn scan(&self, span: Span) -> TxnScan {
+        TxnScan::new(self.clone(), span)
     }
 
     /// Removes all keys of a span, and says how many there were.
     ///
     /// # Errors
     /// `TXN_TOO_LARGE` if there are more than a transaction may lock; else see [`Txn`] and [`Error`].
-    pub async fn delete_range(&mut self, span: Span) -> Result<u64, Error> {
+    pub async fn delete_range(&self, span: Span) -> Result<u64, Error> {
         let delete = v1::TxnDeleteRange { start: span.start, end: span.end };
-        match self.ask(Step::DeleteRange(delete)).await? {
-            Answer::Deleted(keys) => Ok(keys),
-            _ => Err(self.strange()),
-        }
+        let take = |answer| match answer {
+            Answer::Deleted(keys) => Some(keys),
+            _ => None,
+        };
+        self.ask(Step::DeleteRange(delete), take).await
     }
 
     /// Sets a key, or with `new` absent removes it, if its value is the expected one (`None`: if it has none).
@@ -111,35 +113,37 @@ impl Txn {
     /// # Errors
     /// See [`Txn`] and [`Error`]. That another value was met is an answer, not an error.
     pub async fn compare_and_set(
-        &mut self,
+        &self,
         key: impl Into<Bytes>,
         expected: Option<Bytes>,
         new: Option<Bytes>,
     ) -> Result<Compared, Error> {
         let set = v1::TxnCompareAndSet { key: key.into(), expected, new };
-        match self.ask(Step::CompareAndSet(set)).await? {
-            Answer::Compared(v1::TxnCompared { swapped: true, .. }) => Ok(Compared::Set),
-            Answer::Compared(v1::TxnCompared { swapped: false, actual }) => Ok(Compared::Met(actual)),
-            _ => Err(self.strange()),
-        }
+        let take = |answer| match answer {
+            Answer::Compared(v1::TxnCompared { swapped: true, .. }) => Some(Compared::Set),
+            Answer::Compared(v1::TxnCompared { swapped: false, actual }) => Some(Compared::Met(actual)),
+            _ => None,
+        };
+        self.ask(Step::CompareAndSet(set), take).await
     }
 
     /// Adds to a counter, and says what it holds then. See [`Client::increment`](crate::Client::increment).
     ///
     /// # Errors
     /// `INVALID` if the value is no counter, or would not fit; else see [`Txn`] and [`Error`].
-    pub async fn increment(&mut self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
-        match self.ask(Step::Increment(v1::TransactIncrement { key: key.into(), by })).await? {
-            Answer::Number(value) => Ok(value),
-            _ => Err(self.strange()),
-        }
+    pub async fn increment(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
+        let take = |answer| match answer {
+            Answer::Number(value) => Some(value),
+            _ => None,
+        };
+        self.ask(Step::Increment(v1::TransactIncrement { key: key.into(), by }), take).await
     }
 
     /// Marks this moment under a name; an older one of the same name is hidden until this one is released.
     ///
     /// # Errors
     /// See [`Txn`] and [`Error`].
-    pub async fn savepoint(&mut self, name: impl Into<String>) -> Result<(), Error> {
+    pub async fn savepoint(&self, name: impl Into<String>) -> Result<(), Error> {
         self.just(Step::Savepoint(name.into())).await
     }
 
@@ -148,10 +152,10 @@ impl Txn {
     ///
     /// # Errors
     /// `INVALID` if there is no savepoint of this name; else see [`Txn`] and [`Error`].
-    pub async fn rollback_to(&mut self, savepoint: impl Into<String>) -> Result<(), Error> {
+    pub async fn rollback_to(&self, savepoint: impl Into<String>) -> Result<(), Error> {
         self.just(Step::RollbackTo(savepoint.into())).await?;
         // What failed was taken back.
-        self.redoable = false;
+        self.conversation.lock().await.redoable = false;
         Ok(())
     }
 
@@ -159,15 +163,16 @@ impl Txn {
     ///
     /// # Errors
     /// `INVALID` if there is no savepoint of this name; else see [`Txn`] and [`Error`].
-    pub async fn release(&mut self, savepoint: impl Into<String>) -> Result<(), Error> {
+    pub async fn release(&self, savepoint: impl Into<String>) -> Result<(), Error> {
         self.just(Step::Release(savepoint.into())).await
     }
 
     /// A step that is answered by its being done.
-    pub(super) async fn just(&mut self, step: Step) -> Result<(), Error> {
-        match self.ask(step).await? {
-            Answer::Done(v1::TxnDone {}) => Ok(()),
-            _ => Err(self.strange()),
-        }
+    pub(super) async fn just(&self, step: Step) -> Result<(), Error> {
+        let take = |answer| match answer {
+            Answer::Done(v1::TxnDone {}) => Some(()),
+            _ => None,
+        };
+        self.ask(step, take).await
     }
 }

@@ -150,7 +150,13 @@ impl Cluster {
     }
 
     pub fn kill(&mut self, node: usize) {
-        self.servers[node].take().unwrap().shutdown_background();
+        let server = self.servers[node].take().unwrap();
+        // Waits until it is gone, else it might answer once more; in a thread, since a task may not wait for a runtime.
+        std::thread::spawn(move || server.shutdown_timeout(Duration::from_secs(5))).join().unwrap();
+    }
+
+    pub fn alive(&self) -> usize {
+        self.servers.iter().flatten().count()
     }
 
     pub async fn client(&self) -> Client {
