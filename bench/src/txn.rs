@@ -25,9 +25,9 @@ const PREFIX: &str = "txn/";
 /// Transactions against puts.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct TxnFindings {
-    /// Operations of each kind a second, while it had its turns.
-    puts_per_second: f64,
-    transactions_per_second: f64,
+    /// Operations of each kind a second of its own turns, not of the whole run.
+    puts_per_second_alone: f64,
+    transactions_per_second_alone: f64,
     /// The latency of transactions as a multiple of that of puts.
     p50_ratio: Option<f64>,
     mean_ratio: Option<f64>,
@@ -51,8 +51,8 @@ impl TxnFindings {
             (operations > 0.0).then(|| seconds * 1e6 / operations)
         };
         Self {
-            puts_per_second: rate(Kind::Put, PUTS),
-            transactions_per_second: rate(Kind::Transact, TRANSACTIONS),
+            puts_per_second_alone: rate(Kind::Put, PUTS),
+            transactions_per_second_alone: rate(Kind::Transact, TRANSACTIONS),
             p50_ratio: both.map(|(put, transaction)| ratio(transaction.p50_us, put.p50_us)),
             mean_ratio: both.map(|(put, transaction)| transaction.mean_us / put.mean_us.max(1.0)),
             p99_ratio: both.map(|(put, transaction)| ratio(transaction.p99_us, put.p99_us)),
@@ -64,10 +64,10 @@ impl TxnFindings {
     pub(crate) fn line(&self) -> String {
         let known = |figure: Option<f64>| figure.map_or("-".to_owned(), |figure| format!("{figure:.2}"));
         format!(
-            "puts_per_second={:.0} transactions_per_second={:.0} p50_ratio={} mean_ratio={} p99_ratio={} \
+            "puts_per_second_alone={:.0} transactions_per_second_alone={:.0} p50_ratio={} mean_ratio={} p99_ratio={} \
              server_cpu_us_per_put={} server_cpu_us_per_transaction={}",
-            self.puts_per_second,
-            self.transactions_per_second,
+            self.puts_per_second_alone,
+            self.transactions_per_second_alone,
             known(self.p50_ratio),
             known(self.mean_ratio),
             known(self.p99_ratio),
