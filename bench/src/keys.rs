@@ -35,7 +35,7 @@ impl Chooser {
     pub(crate) fn choose(&self, random: &mut StdRng) -> u64 {
         match (self.distribution, &self.zipf) {
             (Distribution::Uniform, _) | (Distribution::Zipf, None) => random.random_range(0..self.keys),
-            (Distribution::Zipf, Some(zipf)) => self.scatter(zipf.sample(random)),
+            (Distribution::Zipf, Some(_)) => hash(self.rank(random)) % self.keys,
             (Distribution::Sequential, _) => self.next.fetch_add(1, Ordering::Relaxed) % self.keys,
             (Distribution::Hot, _) if random.random_ratio(9, 10) => {
                 random.random_range(0..self.keys.div_ceil(100)) * 100 % self.keys
@@ -44,11 +44,17 @@ impl Chooser {
         }
     }
 
-    /// Ranks to keys, so that the frequent ones do not lie side by side in one range.
+    /// A rank below `keys`, of which 0 is the most frequent; a few are chosen much more often than most.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    fn scatter(&self, rank: f64) -> u64 {
-        (rank as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32) % self.keys
+    pub(crate) fn rank(&self, random: &mut StdRng) -> u64 {
+        // Samples begin with 1.
+        self.zipf.map_or(0, |zipf| zipf.sample(random) as u64 - 1)
     }
+}
+
+/// Scatters numbers, so that neighbours do not lie side by side. No two numbers have the same hash.
+pub(crate) const fn hash(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32).wrapping_mul(0xff51_afd7_ed55_8ccd)
 }
 
 /// The key of a number. Numbers ascend as keys do.
@@ -63,10 +69,17 @@ pub(crate) struct Values {
 }
 
 impl Values {
-    pub(crate) fn new(size: usize, random: &mut StdRng) -> Self {
+    pub(crate) fn new(size: u32, random: &mut StdRng) -> Self {
+        let size = size as usize;
         let mut block = vec![0; size + (1 << 16)];
         random.fill(&mut block[..]);
         Self { block: block.into(), size }
+    }
+
+    /// Bytes of each.
+    #[allow(clippy::cast_possible_truncation)]
+    pub(crate) const fn size(&self) -> u32 {
+        self.size as u32
     }
 
     pub(crate) fn next(&self, random: &mut StdRng) -> Bytes {

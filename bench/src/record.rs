@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use flotilla_client::Error;
 use hdrhistogram::Histogram;
 use serde::Serialize;
+
+use crate::run::Done;
 
 /// The longest latency told apart, in microseconds; longer ones count as this.
 const LATENCY_MAX: u64 = 600_000_000;
@@ -16,15 +17,43 @@ const LATENCY_MAX: u64 = 600_000_000;
 pub(crate) enum Kind {
     Get,
     Put,
+    Insert,
+    Scan,
+    /// Reads, modifies and writes in a transaction.
+    Modify,
+    Increment,
+    /// Moves money.
+    Transfer,
+    /// Looks whether all money is there.
+    Check,
+    /// A one-shot transaction.
+    Transact,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 2] = [Self::Get, Self::Put];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Get,
+        Self::Put,
+        Self::Insert,
+        Self::Scan,
+        Self::Modify,
+        Self::Increment,
+        Self::Transfer,
+        Self::Check,
+        Self::Transact,
+    ];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Get => "get",
             Self::Put => "put",
+            Self::Insert => "insert",
+            Self::Scan => "scan",
+            Self::Modify => "modify",
+            Self::Increment => "increment",
+            Self::Transfer => "transfer",
+            Self::Check => "check",
+            Self::Transact => "transact",
         }
     }
 }
@@ -32,24 +61,27 @@ impl Kind {
 /// Latencies and errors.
 pub(crate) struct Record {
     latencies: BTreeMap<Kind, Histogram<u64>>,
+    /// How often transactions were begun again.
+    restarts: BTreeMap<Kind, u64>,
     /// By reason, of all kinds.
     pub(crate) errors: BTreeMap<String, u64>,
 }
 
 impl Record {
     pub(crate) fn new() -> Self {
-        Self { latencies: BTreeMap::new(), errors: BTreeMap::new() }
+        Self { latencies: BTreeMap::new(), restarts: BTreeMap::new(), errors: BTreeMap::new() }
     }
 
     /// An operation ended.
-    pub(crate) fn add(&mut self, kind: Kind, took: Duration, error: Option<&Error>) {
-        if let Some(error) = error {
+    pub(crate) fn add(&mut self, done: &Done, took: Duration) {
+        *self.restarts.entry(done.kind).or_default() += done.restarts;
+        if let Err(error) = &done.result {
             let reason = error.reason().map_or_else(|| "UNREACHABLE".to_owned(), |reason| reason.to_string());
             *self.errors.entry(reason).or_default() += 1;
             return;
         }
         let micros = u64::try_from(took.as_micros()).unwrap_or(LATENCY_MAX);
-        self.histogram(kind).saturating_record(micros.max(1));
+        self.histogram(done.kind).saturating_record(micros.max(1));
     }
 
     /// Takes in what another client saw.
@@ -57,6 +89,9 @@ impl Record {
         for (kind, histogram) in &other.latencies {
             // Both have the same bounds, so nothing can be out of them.
             let _ = self.histogram(*kind).add(histogram);
+        }
+        for (kind, count) in &other.restarts {
+            *self.restarts.entry(*kind).or_default() += count;
         }
         for (reason, count) in &other.errors {
             *self.errors.entry(reason.clone()).or_default() += count;
@@ -75,6 +110,8 @@ impl Record {
         Some(Latency {
             kind,
             operations: histogram.len(),
+            restarts_per_operation: self.restarts.get(&kind).copied().unwrap_or_default() as f64
+                / histogram.len() as f64,
             per_second: histogram.len() as f64 / over.as_secs_f64(),
             mean_us: histogram.mean(),
             p50_us: histogram.value_at_quantile(0.5),
@@ -98,6 +135,8 @@ impl Record {
 pub(crate) struct Latency {
     pub(crate) kind: Kind,
     pub(crate) operations: u64,
+    /// How often a transaction was begun again, on average.
+    pub(crate) restarts_per_operation: f64,
     pub(crate) per_second: f64,
     pub(crate) mean_us: f64,
     pub(crate) p50_us: u64,

@@ -4,30 +4,13 @@
 
 #[path = "../../client/tests/fake/mod.rs"]
 mod fake;
-
-use std::process::Output;
+mod harness;
 
 use fake::{Cluster, Fault};
 use flotilla_client::Reason;
-use serde_json::Value;
+use harness::bench;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::process::Command;
-
-async fn bench(cluster: &Cluster, options: &[&str]) -> (Output, Value) {
-    let dir = tempfile::tempdir().unwrap();
-    let json = dir.path().join("report.json");
-    let output = Command::new(env!("CARGO_BIN_EXE_flotilla-bench"))
-        .args(["kv", "--host", &cluster.addresses.join(","), "--duration", "500ms", "--warm-up", "100ms"])
-        .args(options)
-        .arg("--json")
-        .arg(&json)
-        .output()
-        .await
-        .unwrap();
-    let report = std::fs::read(&json).map_or(Value::Null, |bytes| serde_json::from_slice(&bytes).unwrap());
-    (output, report)
-}
 
 /// A node's figures, which grow by the same with every look.
 async fn metrics() -> String {
@@ -56,7 +39,7 @@ async fn it_loads_measures_and_reports() {
     let cluster = Cluster::start(2).await;
     let http = metrics().await;
     let options = ["--load", "--keys", "1000", "--clients", "1,8", "--read-share", "0.5", "--http", &http];
-    let (output, report) = bench(&cluster, &options).await;
+    let (output, report) = bench(&cluster, "kv", &options).await;
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(cluster.world().rows.len(), 1000);
@@ -75,7 +58,7 @@ async fn it_loads_measures_and_reports() {
 async fn failed_operations_are_named_and_fail_the_run() {
     let cluster = Cluster::start(1).await;
     cluster.will(std::iter::repeat_n(Fault::Refuse(Reason::DiskFull), 1_000_000));
-    let (output, report) = bench(&cluster, &["--read-share", "0", "--clients", "2"]).await;
+    let (output, report) = bench(&cluster, "kv", &["--read-share", "0", "--clients", "2"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(report["runs"][0]["errors"]["DISK_FULL"].as_u64() > Some(0), "{report}");
 }

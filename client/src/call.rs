@@ -68,6 +68,8 @@ pub(crate) struct Answer<T> {
     pub(crate) answer: T,
     /// Whether a former attempt may have been done, or may yet be. An answer that says "done" settles that.
     pub(crate) doubtful: bool,
+    /// Who gave it.
+    pub(crate) node: Arc<Node>,
 }
 
 /// Attempts until the deadline.
@@ -94,7 +96,7 @@ where
         let failure = match one(&node, bounds.attempt_timeout.min(left), message.clone(), &attempt).await {
             Ok(answer) => {
                 node.works();
-                return Ok(Answer { answer, doubtful: maybe_done });
+                return Ok(Answer { answer, doubtful: maybe_done, node });
             }
             Err(failure) => failure,
         };

@@ -1,15 +1,18 @@
 //! What a call may end with when it was not answered.
 //!
-//! The question that matters to a caller is what became of a write. Every variant but [`Error::Ambiguous`] says that
-//! nothing was done and nothing will be.
+//! The question that matters to a caller is what became of a write. Every variant but [`Error::Ambiguous`] and, for
+//! transactions, [`Error::CommitUnknown`] says that nothing was done and nothing will be.
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use flotilla_proto::reason::{DOMAIN, Reason};
 use flotilla_types::RequestId;
 use thiserror::Error;
 use tonic::{Code, ConnectError, Status};
 use tonic_types::StatusExt;
+
+use crate::txn::TxnHandle;
 
 /// Why a call was not answered.
 #[derive(Debug, Clone, Error)]
@@ -33,6 +36,17 @@ pub enum Error {
         message: String,
         /// Which node said so.
         node: String,
+        /// What stood in the way of a step of a transaction, if the node told.
+        conflict: Option<Box<Conflict>>,
+    },
+    /// A transaction's commit was sent, and whether it was done could not be found out. [`crate::Client::outcome`] asks
+    /// again. To begin it anew before the answer is known may do it twice.
+    #[error("whether the transaction was committed is not known: {why}")]
+    CommitUnknown {
+        /// What to ask with.
+        handle: TxnHandle,
+        /// What was met.
+        why: String,
     },
     /// No node could be reached before the deadline.
     #[error("no node answered: {why}")]
@@ -64,12 +78,21 @@ pub enum Error {
     },
 }
 
+/// What stood in the way of a step of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// On which key.
+    pub key: Option<Bytes>,
+    /// The other transaction's id, 16 bytes.
+    pub other: Option<Bytes>,
+}
+
 impl Error {
     /// The stable reason, if a node gave one or the outcome is unknown.
     #[must_use]
     pub const fn reason(&self) -> Option<Reason> {
         match self {
-            Self::Ambiguous { .. } => Some(Reason::Ambiguous),
+            Self::Ambiguous { .. } | Self::CommitUnknown { .. } => Some(Reason::Ambiguous),
             Self::Refused { reason, .. } => Some(*reason),
             _ => None,
         }
@@ -78,7 +101,7 @@ impl Error {
     /// Whether a write may have been done, or may yet be.
     #[must_use]
     pub const fn is_ambiguous(&self) -> bool {
-        matches!(self, Self::Ambiguous { .. })
+        matches!(self, Self::Ambiguous { .. } | Self::CommitUnknown { .. })
     }
 }
 
@@ -130,7 +153,8 @@ impl Failure {
             Reason::NodeNotServing | Reason::NotInitialized => Next::OtherNode,
             _ => Next::GiveUp,
         };
-        let error = Error::Refused { reason, message: status.message().to_owned(), node: node.to_owned() };
+        let (message, node) = (status.message().to_owned(), node.to_owned());
+        let error = Error::Refused { reason, message, node, conflict: None };
         Self { error, maybe_done: reason == Reason::Ambiguous, next }
     }
 

@@ -30,7 +30,8 @@ pub enum Swap {
     Met(Option<Bytes>),
 }
 
-/// Several writes, done all or not at all. Their keys must differ, and lie in one range.
+/// Several writes, done all or not at all. Their keys must differ. Those of one range are written at the price of one
+/// write, those of several as a transaction.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     ops: Vec<v1::BatchOp>,
@@ -66,9 +67,24 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Value>, Error> {
-        let request = v1::GetRequest { key: key.into(), at: None };
+        self.read(key.into(), None).await
+    }
+
+    /// Reads a key as it was at a timestamp.
+    ///
+    /// # Errors
+    /// `BELOW_GC_THRESHOLD` if its versions were collected, `FUTURE_TIMESTAMP` for one ahead of the cluster's clocks;
+    /// else see [`Error`].
+    pub async fn get_at(&self, key: impl Into<Bytes>, at: Timestamp) -> Result<Option<Value>, Error> {
+        self.read(key.into(), Some(at)).await
+    }
+
+    async fn read(&self, key: Bytes, at: Option<Timestamp>) -> Result<Option<Value>, Error> {
+        let request = v1::GetRequest { key, at: at.map(wire) };
         let answer = self.kv(Repeat::Read, request, |mut kv, r| async move { kv.get(r).await }).await?;
-        self.shared.births.learn(answer.timestamp.as_ref());
+        if at.is_none() {
+            self.learnt(answer.timestamp.as_ref());
+        }
         let written = timestamp(answer.written.as_ref());
         Ok(answer.value.map(|value| Value { value, written }))
     }
@@ -138,7 +154,7 @@ impl Client {
         let request_id = Some(Bytes::copy_from_slice(&id.0));
         let request = v1::CompareAndSwapRequest { key: key.into(), expected, new, request_id };
         let method = |mut kv: KvClient<Channel>, r| async move { kv.compare_and_swap(r).await };
-        let Answer { answer, doubtful } = self.kv_answer(Repeat::SameId(id), request, method).await?;
+        let Answer { answer, doubtful, .. } = self.kv_answer(Repeat::SameId(id), request, method).await?;
         let when = self.learnt(answer.timestamp.as_ref());
         match answer.swapped {
             true => Ok(Swap::Swapped(when)),
@@ -163,8 +179,22 @@ impl Client {
         Ok(self.learnt(answer.timestamp.as_ref()))
     }
 
+    /// Adds to a counter, and says what it holds then. A counter is a value of 8 bytes, signed, big-endian; an absent key
+    /// counts as 0.
+    ///
+    /// # Errors
+    /// `INVALID` if the value is no counter, or would not fit; else see [`Error`].
+    pub async fn increment(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
+        let id = self.request_id().await?;
+        let request_id = Some(Bytes::copy_from_slice(&id.0));
+        let request = v1::IncrementRequest { key: key.into(), by, request_id };
+        let answer = self.kv(Repeat::SameId(id), request, |mut kv, r| async move { kv.increment(r).await }).await?;
+        self.learnt(answer.timestamp.as_ref());
+        Ok(answer.value)
+    }
+
     /// A timestamp of an answer, from which cluster time is learnt too.
-    fn learnt(&self, answer: Option<&v1::Timestamp>) -> Timestamp {
+    pub(crate) fn learnt(&self, answer: Option<&v1::Timestamp>) -> Timestamp {
         self.shared.births.learn(answer);
         timestamp(answer)
     }
@@ -173,4 +203,9 @@ impl Client {
 /// A timestamp as the nouns have it; zero if it is absent.
 pub(crate) fn timestamp(wire: Option<&v1::Timestamp>) -> Timestamp {
     wire.map(|t| Timestamp { wall: t.wall, logical: t.logical }).unwrap_or_default()
+}
+
+/// A timestamp as the wire has it.
+pub(crate) const fn wire(timestamp: Timestamp) -> v1::Timestamp {
+    v1::Timestamp { wall: timestamp.wall, logical: timestamp.logical }
 }

@@ -29,6 +29,26 @@
 //! # }
 //! ```
 //!
+//! Transactions are closures that are run again until they pass, and never while an earlier run may have been committed
+//! ([`Client::run`]); [`Client::begin`] is for those who want each step in their own hands.
+//!
+//! ```no_run
+//! # async fn example(client: flotilla_client::Client) -> Result<(), flotilla_client::Error> {
+//! use flotilla_client::{Error, TxnOptions};
+//!
+//! let moved = client
+//!     .run(TxnOptions::default(), |txn| async move {
+//!         let Some(apple) = txn.get_for_update("fruit/apple").await? else { return Ok::<_, Error>(false) };
+//!         txn.put("basket/apple", apple.value).await?;
+//!         txn.delete("fruit/apple").await?;
+//!         Ok(true)
+//!     })
+//!     .await?;
+//! println!("{} at {}", moved.value, moved.timestamp);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! What it leaves out: it does not go straight to the leaseholder, which costs a hop between nodes; TLS.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -43,9 +63,11 @@ mod kv;
 mod options;
 mod pool;
 mod scan;
+mod transact;
+mod txn;
 
 pub use client::Client;
-pub use error::Error;
+pub use error::{Conflict, Error};
 /// Why a node refused, in words that stay.
 pub use flotilla_proto::reason::Reason;
 /// The messages of the API.
@@ -53,3 +75,8 @@ pub use flotilla_proto::v1 as messages;
 pub use kv::{Batch, Swap, Value};
 pub use options::Options;
 pub use scan::{Row, Scan, ScanOptions, Span};
+pub use transact::{Branch, Transact, Transacted};
+pub use txn::{Committed, Compared, Lock, OpenTxn, Outcome, Txn, TxnHandle, TxnOptions, TxnScan, Wait};
+
+/// The nouns that transactions are described with.
+pub use flotilla_types::{Isolation, Priority, Timestamp};

@@ -12,7 +12,7 @@ use tonic::Streaming;
 
 use crate::call::{Backoff, Repeat};
 use crate::error::{Failure, Next};
-use crate::kv::timestamp;
+use crate::kv::{timestamp, wire};
 use crate::{Client, Error};
 
 /// A span of keys: from `start`, included, to `end`, excluded; without end to the last key of all.
@@ -170,7 +170,7 @@ impl Scan {
             reverse: self.options.reverse,
             rows_max: if self.rows_left == u64::MAX { 0 } else { self.rows_left },
             chunk_bytes: 0,
-            at: self.options.at.map(|t| v1::Timestamp { wall: t.wall, logical: t.logical }),
+            at: self.options.at.map(wire),
         };
         self.client.kv(Repeat::Read, request, |mut kv, r| async move { kv.scan(r).await }).await
     }

@@ -53,7 +53,7 @@ impl Failure {
     /// What the user can do.
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
-        use crate::Error::{Ambiguous, BadAnswer, Failed, Unreachable};
+        use crate::Error::{Ambiguous, BadAnswer, CommitUnknown, Failed, Unreachable};
         let Self::Cluster(error) = self else { return None };
         match error {
             Unreachable { .. } => Some("is a node running there? name others with --host or FLOTILLA_HOST"),
@@ -61,7 +61,7 @@ impl Failure {
                 Some("does a node of this version listen there? --host wants its client address")
             }
             Ambiguous { request_id: None, .. } => Some("look whether it was done, with `flotilla range ls`"),
-            Ambiguous { .. } => Some("it may have been done: look, or do it again"),
+            Ambiguous { .. } | CommitUnknown { .. } => Some("it may have been done: look, or do it again"),
             _ => match error.reason()? {
                 Reason::NotInitialized => Some("make the cluster with `flotilla init`, once, on one node"),
                 Reason::AlreadyInitialized => Some("the cluster exists: `flotilla status` shows it"),
