@@ -142,8 +142,9 @@ pub trait Reader {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
     /// A cursor over [lower, upper), positioned nowhere.
     fn cursor<'a>(&'a self, lower: &[u8], upper: &[u8]) -> Box<dyn Cursor + 'a>;
-    /// The newest version of one MVCC key at or below a timestamp: the first key in
-    /// [seek, upper). Uses the prefix bloom filter, so both must share the user key prefix.
+    /// The first key in [seek, upper) that has what `keys::filter_prefix` says of `seek`, as the newest version of a key at or
+    /// below a timestamp, or its first lock. Asks the filters, and those tell by that prefix: `seek` must have the form of what is
+    /// looked for, a bare prefix finds nothing.
     ///
     /// # Errors
     /// A read error.

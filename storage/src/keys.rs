@@ -189,6 +189,15 @@ pub fn lock_prefix(key: &Key) -> Vec<u8> {
     encoded(LOCK, key)
 }
 
+/// Where a search for the locks on a key begins: not above any of them, and of their form, so that the filter over prefixes takes
+/// it for one of them.
+#[must_use]
+pub fn lock_seek(key: &Key) -> Vec<u8> {
+    let mut seek = lock_prefix(key);
+    seek.extend_from_slice(&[0; LOCK_SUFFIX]);
+    seek
+}
+
 /// All locks on all keys of a span.
 #[must_use]
 pub fn lock_span(span: &KeySpan) -> PhysicalSpan {

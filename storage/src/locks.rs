@@ -10,16 +10,15 @@ use crate::keys;
 /// # Errors
 /// A read error.
 pub fn of_key(reader: &dyn Reader, key: &Key) -> Result<Vec<LockRecord>, EngineError> {
-    let prefix = keys::lock_prefix(key);
-    let upper = keys::prefix_end(&prefix);
+    let (seek, upper) = (keys::lock_seek(key), keys::prefix_end(&keys::lock_prefix(key)));
     // The common answers are none and an exclusive one: neither needs a cursor.
-    let Some((_, first)) = reader.first_in_prefix(&prefix, &upper)? else { return Ok(Vec::new()) };
+    let Some((_, first)) = reader.first_in_prefix(&seek, &upper)? else { return Ok(Vec::new()) };
     let first = decode(&first)?;
     if first.strength != Strength::Shared {
         return Ok(vec![first]);
     }
-    let mut cursor = reader.cursor(&prefix, &upper);
-    let (mut locks, mut there) = (Vec::new(), cursor.seek(&prefix)?);
+    let mut cursor = reader.cursor(&seek, &upper);
+    let (mut locks, mut there) = (Vec::new(), cursor.seek(&seek)?);
     while there {
         locks.push(decode(cursor.value())?);
         there = cursor.next()?;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::SstFile;
 use crate::engine::{Change, Cursor, Engine, EngineError, Reader, WriteBatch};
 use crate::gc::{GcThresholds, ViewGuard};
-use crate::keys::PhysicalSpan;
+use crate::keys::{self, PhysicalSpan};
 
 type Image = BTreeMap<Vec<u8>, Bytes>;
 
@@ -96,7 +96,10 @@ impl Reader for MemoryView {
     }
 
     fn first_in_prefix(&self, seek: &[u8], upper: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        Ok(first(&self.0, seek, upper).map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())))
+        // RocksDB's filters would not show it.
+        let found =
+            first(&self.0, seek, upper).filter(|(key, _)| keys::filter_prefix(key) == keys::filter_prefix(seek));
+        Ok(found.map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())))
     }
 }
 

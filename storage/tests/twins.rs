@@ -10,8 +10,10 @@ use flotilla_storage::engine::{Engine, Reader, WriteBatch};
 use flotilla_storage::memory::MemoryEngine;
 use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds};
 use flotilla_storage::rocks::{RocksEngine, RocksOptions};
-use flotilla_storage::{SstFile, keys};
-use flotilla_types::{Key, KeySpan, RequestId, Timestamp};
+use flotilla_storage::{SstFile, keys, locks};
+use flotilla_types::{
+    Isolation, Key, KeySpan, LockRecord, Priority, RequestId, Seq, Strength, Timestamp, TxnId, TxnMeta,
+};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -314,4 +316,45 @@ fn what_was_deleted_gives_its_room_back() {
     let left = engine.used_bytes();
     assert!(left < full * 6 / 10, "{left} of {full} bytes are left");
     assert!(engine.get(b"b000007").unwrap().is_some());
+}
+
+fn lock_on(key: &Key, strength: Strength, n: u8) -> LockRecord {
+    let (id, at) = (TxnId([n; 16]), Timestamp::from_wall(7));
+    let (isolation, priority) = (Isolation::Serializable, Priority::Normal);
+    let commit_id = RequestId([n; 16]);
+    let txn = TxnMeta { id, anchor: key.clone(), anchored: at, min_ts: at, isolation, priority, commit_id };
+    let value = (strength == Strength::Intent).then(|| Bytes::from_static(b"v"));
+    LockRecord { txn, ts: at, local_ts: at, seq: Seq(1), strength, value, history: Vec::new() }
+}
+
+/// Keys of all lengths: what a filter covers depends on how long a key is.
+#[test]
+fn locks_are_found_on_both_engines_whatever_the_length_of_their_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let rocks = RocksEngine::open(dir.path(), OPTIONS).unwrap();
+    let memory = MemoryEngine::default();
+    let engines: [&dyn Engine; 2] = [&rocks, &memory];
+    let key = |length: usize, first: u8| Key::new([&[first][..], &vec![b'k'; length]].concat());
+    let (mut batch, mut laid) = (WriteBatch::default(), Vec::new());
+    for length in 0..48 {
+        laid.push((key(length, 1), vec![lock_on(&key(length, 1), Strength::Intent, 1)]));
+        laid.push((key(length, 2), (1..4).map(|n| lock_on(&key(length, 2), Strength::Shared, n)).collect()));
+    }
+    for (key, records) in &laid {
+        for record in records {
+            batch.put(keys::lock(key, record.strength, record.txn.id), record.encode());
+        }
+    }
+    for engine in engines {
+        engine.write(&batch).unwrap();
+        for flushed in [false, true] {
+            if flushed {
+                engine.flush().unwrap();
+            }
+            for (key, records) in &laid {
+                assert_eq!(locks::of_key(engine, key).unwrap(), *records, "{key} of {} bytes", key.as_bytes().len());
+                assert_eq!(locks::of_key(engine, &key.next()).unwrap(), Vec::new());
+            }
+        }
+    }
 }
