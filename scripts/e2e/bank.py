@@ -181,7 +181,7 @@ class Bank:
 
     def trouble(self, why):
         with self.lock:
-            self.troubles[why[:100]] += 1
+            self.troubles[why[:60]] += 1
 
     def count(self, what):
         with self.lock:
@@ -444,7 +444,7 @@ def nobody_waits(bank, nodes, seconds):
     bank.wrong(f"{seconds} s after the last transfer no transaction can lock all accounts: {seen}")
 
 
-def read_all(node, seconds=60):
+def read_all(node, seconds=20):
     """All rows that one node shows. Nobody is at work any more, so that a scan that is cut may simply be done again."""
     began = time.monotonic()
     while True:
@@ -504,22 +504,29 @@ def run(arguments, stores):
         open_accounts(bank, nodes[0])
         wait_for_value("leaders on all nodes", lambda: attempt(lambda: spread(nodes, samples) or True))
         bank.begin()
-        jobs = [(work, arguments.pause)] * arguments.workers + [(watch, arguments.pause)]
+        jobs = [(work, arguments.pause)] * arguments.workers + [(watch, arguments.pause)] * 2
         threads = [
             threading.Thread(target=bank.guard, args=(job, nodes, random.Random(chance.random()), pause), daemon=True)
             for job, pause in jobs
         ]
         for thread in threads:
             thread.start()
-        disturb(bank, cluster, nodes, samples, arguments.kills, chance)
         enough = lambda: bank.stop.is_set() or sum(t.outcome == COMMITTED for t in bank.transfers) >= arguments.transfers
-        wait_for(f"{arguments.transfers} transfers", enough, 300, 0.5)
+        try:
+            disturb(bank, cluster, nodes, samples, arguments.kills, chance)
+            wait_for(f"{arguments.transfers} transfers", enough, 300, 0.5)
+        except Failed as error:
+            bank.wrong(str(error))
         bank.end()
         bank.stop.set()
         for thread in threads:
             thread.join(timeout=OUTCOME_SECONDS + 30)
         if any(thread.is_alive() for thread in threads):
             bank.wrong("threads did not come to an end")
+        for node in cluster.nodes:
+            if node.ended():
+                bank.wrong(f"node {node.number} ended by itself with status {node.child.returncode}; see {node.log}")
+        # Locks of clients that vanished are freed after five seconds at the latest.
         nobody_waits(bank, nodes, 8)
         for transfer in bank.transfers:
             if transfer.outcome not in (COMMITTED, ABORTED):
