@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/flotilla/target
 export CC := ccache cc
 export CXX := ccache c++
 
-.PHONY: demo test lint build sim bench e2e e2e-power e2e-failover e2e-idle packages
+.PHONY: demo test lint build sim bench e2e e2e-bank e2e-power e2e-failover e2e-idle packages
 
 # A cluster of NODES nodes on this machine, one of them killed under load; its last line tells what came of it.
 NODES ?= 3
@@ -41,9 +41,15 @@ BENCH ?= --help
 bench: build
 	@bin/flotilla-bench $(BENCH)
 
-# Three processes, a client that knows only their addresses, and kill -9 (scripts/e2e). E2E goes to the script.
+# Three processes, a client that knows only their addresses, and kill -9 (scripts/e2e): records, then transactions. E2E
+# goes to the script, in e2e to the first.
 e2e: build
 	@scripts/e2e/run load $(E2E)
+	@scripts/e2e/run bank
+
+# Transfers between accounts in interactive transactions, whose sum must never change.
+e2e-bank: build
+	@scripts/e2e/run bank $(E2E)
 
 # The same with power cuts, on file systems of its own: needs root.
 e2e-power: build

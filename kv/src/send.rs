@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_types::{
-    Command, Key, RangeDescriptor, RangeError, RangeReply, RangeRequest, Reply, StoreId, TxnRefusal, WriteResult,
+    Command, Key, OneShot, RangeDescriptor, RangeError, RangeReply, RangeRequest, Reply, StoreId, TxnRefusal, Write,
+    WriteResult,
 };
 use futures::future::{Either, select};
 use smallvec::SmallVec;
@@ -127,6 +128,26 @@ impl Attempts {
     }
 }
 
+/// Whether a write changed nothing because of what it met, so that a later copy of it may change something.
+fn leaves_no_trace(command: &Command, result: &WriteResult) -> bool {
+    match (command, result) {
+        (_, WriteResult::ConditionFailed { .. }) => true,
+        (Command::Write { write: Write::Whole(whole), .. }, WriteResult::Whole { held: Some(held), rows: Some(_) }) => {
+            !whole.branch(*held).iter().any(OneShot::writes)
+        }
+        _ => false,
+    }
+}
+
+/// Whether a command changes nothing, so that it does not matter whether it was done.
+fn only_reads(command: &Command) -> bool {
+    match command {
+        Command::Read { .. } => true,
+        Command::Txn { op, .. } => !op.locks(),
+        _ => false,
+    }
+}
+
 impl Router {
     /// Sends what `cut` makes of the range at `place`, until it is answered or `deadline` passes. Also names the range
     /// that answered.
@@ -188,7 +209,7 @@ impl Router {
                     shared.replicas.leads(descriptor.range, store);
                     match (&reply.reply, &attempts.maybe_done) {
                         // The attempt without an answer may still be on its way and find the value that it expects.
-                        (Reply::Write(WriteResult::ConditionFailed { .. }), Some(why)) => {
+                        (Reply::Write(result), Some(why)) if leaves_no_trace(&command, result) => {
                             return Err(KvError::Ambiguous { why: why.clone() }.into());
                         }
                         _ => return Ok((reply, descriptor)),
@@ -255,7 +276,7 @@ impl Router {
                 shared.replicas.silent(range, store, mono);
                 attempts.silences += 1;
                 attempts.last = Some(KvError::Unavailable { range: Some(range), why: why.clone() });
-                if !matches!(command, Command::Read { .. }) {
+                if !only_reads(command) {
                     attempts.maybe_done = Some(why);
                 }
                 return Next::Replica;

@@ -1,5 +1,7 @@
 """A gRPC client that knows nothing of Flotilla but its address: services and messages come by reflection."""
 
+import queue
+
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -15,28 +17,67 @@ OPTIONS = [
 ]
 
 
+class Ended(Exception):
+    """The stream ended, without an error, where an answer was expected."""
+
+
+class Stream:
+    """A call in both directions. Whoever leaves the block without having read to the end cancels it."""
+
+    def __init__(self, call, request, timeout):
+        self.request = request
+        self.requests = queue.SimpleQueue()
+        self.answers = call(iter(self.requests.get, None), timeout=timeout)
+
+    def send(self, **fields):
+        self.requests.put(self.request(**fields))
+
+    def receive(self):
+        for answer in self.answers:
+            return answer
+        raise Ended("the stream ended without an answer")
+
+    def close(self):
+        """Nothing more will be sent."""
+        self.requests.put(None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.answers.cancel()
+        # The library's thread that takes the requests waits for one, and ends with this.
+        self.close()
+
+
 class Service:
-    """The methods of one service, as functions from fields to a response (or to an iterator of them)."""
+    """The methods of one service, as functions from fields to a response, to an iterator of them, or to a stream."""
 
     def __init__(self, channel, pool, name):
         self.messages = {}
         for method in pool.FindServiceByName(name).methods:
             request = message_factory.GetMessageClass(method.input_type)
             response = message_factory.GetMessageClass(method.output_type)
-            make = channel.unary_stream if method.server_streaming else channel.unary_unary
+            if method.client_streaming:
+                make = channel.stream_stream
+            else:
+                make = channel.unary_stream if method.server_streaming else channel.unary_unary
             call = make(
                 f"/{name}/{method.name}",
                 request_serializer=request.SerializeToString,
                 response_deserializer=response.FromString,
             )
-            setattr(self, method.name, self._function(call, request))
+            setattr(self, method.name, self._function(call, request, method.client_streaming))
 
     @staticmethod
-    def _function(call, request):
+    def _function(call, request, streams):
+        def stream(timeout=30):
+            return Stream(call, request, timeout)
+
         def function(timeout=10, **fields):
             return call(request(**fields), timeout=timeout)
 
-        return function
+        return stream if streams else function
 
 
 class Node:

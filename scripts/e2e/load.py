@@ -195,23 +195,32 @@ def leader_of(nodes, key):
     return None
 
 
+def by_store(cluster, nodes):
+    """The processes by the ids of their stores."""
+    return {attempt_status(node): process for node, process in zip(nodes, cluster.nodes)}
+
+
+def kill_leader(cluster, nodes, processes, key, chance, stop):
+    """Kills the node that leads the range of a key, and has it serve again; says which, and after how long."""
+    found = {}
+    wait_for(f"a leader of the range of {key}", lambda: found.update(store=leader_of(nodes, key)) or found["store"])
+    process = processes[found["store"]]
+    cluster.crash(process)
+    stop.wait(chance.uniform(0.2, 4.0))
+    cluster.revive(process)
+    back = wait_for(f"node {process.number} serves again", process.serves, seconds=90)
+    return f"node {process.number}, serving again after {back:.1f} s"
+
+
 def kill_again_and_again(cluster, nodes, keys, kills, pace, progress, stop):
     """Kills the leader of one loaded range after the other, the next when the killed node serves again."""
-    chance = random.Random(11)
-    by_store = {attempt_status(node): process for node, process in zip(nodes, cluster.nodes)}
+    chance, processes = random.Random(11), by_store(cluster, nodes)
     for number in range(kills):
         if progress.failure:
             raise Failed(f"a writer met an error that no retry helps: {progress.failure}")
-        key = keys[number % len(keys)]
-        found = {}
-        wait_for(f"a leader of the range of {key}", lambda: found.update(store=leader_of(nodes, key)) or found["store"])
-        process = by_store[found["store"]]
-        cluster.crash(process)
-        stop.wait(chance.uniform(0.2, 4.0))
-        cluster.revive(process)
-        back = wait_for(f"node {process.number} serves again", process.serves, seconds=90)
+        told = kill_leader(cluster, nodes, processes, keys[number % len(keys)], chance, stop)
         pace.killed()
-        print(f"kill {number + 1} of {kills}: node {process.number}, serving again after {back:.1f} s", flush=True)
+        print(f"kill {number + 1} of {kills}: {told}", flush=True)
         # Let it lead something, or every second kill would find a follower.
         stop.wait(chance.uniform(0.5, 3.0))
 

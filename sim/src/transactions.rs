@@ -101,7 +101,7 @@ impl Session {
     async fn read(&mut self, key: &Key, lock: Option<Strength>) -> Result<Option<Bytes>, KvError> {
         let deadline = self.deadline();
         let row = match lock {
-            None => self.txn.get(key.clone(), deadline).await?,
+            None => self.txn.get(key.clone(), Wait::Block, deadline).await?,
             Some(strength) => self.txn.get_and_lock(key.clone(), strength, Wait::Block, deadline).await?,
         };
         let value = row.map(|row| row.value);
@@ -170,7 +170,7 @@ impl Session {
             loop {
                 let rows_max = self.random.random_range(0..4);
                 let request = ScanRequest { span: rest.clone(), reverse, rows_max, bytes_max: 1 << 16, at: None };
-                let chunk = self.txn.scan(request, deadline).await?;
+                let chunk = self.txn.scan(request, Wait::Block, deadline).await?;
                 found.extend(chunk.rows.into_iter().map(|row| (row.key, Some(row.value))));
                 match chunk.resume {
                     Some(key) if reverse => rest.end = key,

@@ -153,8 +153,9 @@ impl Txn {
     /// Gives the transaction up, behind the caller's back.
     pub(super) fn give_up(&self) {
         self.beating.stop();
-        if let Some(meta) = &self.meta {
-            let locks = self.beating.locks().iter().cloned().collect();
+        let sending = self.sending.as_ref();
+        if let Some(meta) = self.meta.as_ref().or(sending.map(|(meta, _)| meta)) {
+            let locks = self.beating.locks().iter().chain(sending.map(|(_, key)| key)).cloned().collect();
             self.router.abandon(meta.clone(), self.ignored.clone(), locks);
         }
     }

@@ -123,6 +123,8 @@ pub struct Txn {
     /// Where the record will lie, if that is known before the first lock.
     anchor: Option<Key>,
     beating: Arc<Beating>,
+    /// The step under way, and its first key: it may have locked something.
+    sending: Option<(TxnMeta, Key)>,
     /// Its record may be staged.
     staged: bool,
     /// Of a conditional one: whether its comparisons held.
@@ -190,10 +192,20 @@ impl Router {
     /// Begins a transaction. Nothing is sent before its first operation.
     ///
     /// # Errors
-    /// The clock may not be read.
+    /// The clock may not be read, or the causality token lies so far ahead that nobody can have got it from this cluster.
     pub fn begin(&self, options: TxnOptions) -> Result<Txn, KvError> {
-        let id = self.request_id()?;
+        let (id, latest) = (self.request_id()?, self.latest()?);
+        if let Some(token) = options.token.filter(|token| *token > latest) {
+            let what = format!("the causality token {token} lies further ahead than clocks may differ: it is not ours");
+            return Err(KvError::Invalid { what });
+        }
         Ok(self.begin_as(id, options, id.into()))
+    }
+
+    /// What any node's clock may have reached by now.
+    fn latest(&self) -> Result<Timestamp, KvError> {
+        let clock = &self.shared.clock;
+        Ok(clock.now()?.plus(clock.max_offset()))
     }
 
     /// Begins a transaction that does the intention of a client.
@@ -213,6 +225,7 @@ impl Router {
             bytes: 0,
             anchor: None,
             beating: Arc::default(),
+            sending: None,
             staged: false,
             held: None,
         }
@@ -279,15 +292,9 @@ impl Txn {
         if let Some(stamps) = self.clock {
             return Ok(stamps);
         }
-        let clock = &self.router.shared.clock;
-        let now = clock.now()?;
-        let latest = now.plus(clock.max_offset());
+        let (now, limit) = (self.router.shared.clock.now()?, self.router.latest()?);
         let floor = self.options.token.map_or(now, |token| now.max(token.next()));
-        if floor > latest.next() {
-            let what = format!("the causality token {floor} lies further ahead than clocks may differ: it is not ours");
-            return Err(KvError::Invalid { what });
-        }
-        let stamps = Stamps { born: floor, read: floor, write: floor, limit: latest.max(floor) };
+        let stamps = Stamps { born: floor, read: floor, write: floor, limit: limit.max(floor) };
         self.clock = Some(stamps);
         Ok(stamps)
     }
@@ -308,10 +315,20 @@ fn aborted() -> KvError {
 
 /// How an operation of a transaction is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Call {
-    pub(crate) wait: Wait,
+struct Call {
+    wait: Wait,
     /// In the monotonic time of the router's clock.
-    pub(crate) deadline: Duration,
+    deadline: Duration,
+    /// Whether it may lock something.
+    locks: bool,
+    /// It goes on with what another one began.
+    is_piece: bool,
+}
+
+impl Call {
+    const fn of(wait: Wait, deadline: Duration) -> Self {
+        Self { wait, deadline, locks: false, is_piece: false }
+    }
 }
 
 impl Drop for Txn {

@@ -255,7 +255,7 @@ impl Txn {
         let mut rows = Vec::new();
         for step in branch {
             rows.push(match step.clone() {
-                OneShot::Get(key) => self.get(key, deadline).await?,
+                OneShot::Get(key) => self.get(key, Wait::Block, deadline).await?,
                 OneShot::Write(key, value) => {
                     self.write(key, value, Wait::Block, deadline).await?;
                     None

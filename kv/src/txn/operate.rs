@@ -24,8 +24,8 @@ impl Txn {
     ///
     /// # Errors
     /// See `KvError`.
-    pub async fn get(&mut self, key: Key, deadline: Duration) -> Result<Option<Row>, KvError> {
-        self.get_with(key, None, Call { wait: Wait::Block, deadline }).await
+    pub async fn get(&mut self, key: Key, wait: Wait, deadline: Duration) -> Result<Option<Row>, KvError> {
+        self.get_with(key, None, Call::of(wait, deadline)).await
     }
 
     /// Reads a key and locks it, until the end of the transaction: `Shared` against writers, `Exclusive` against everybody who
@@ -40,7 +40,7 @@ impl Txn {
         wait: Wait,
         deadline: Duration,
     ) -> Result<Option<Row>, KvError> {
-        self.get_with(key, Some(strength), Call { wait, deadline }).await
+        self.get_with(key, Some(strength), Call::of(wait, deadline)).await
     }
 
     async fn get_with(&mut self, key: Key, lock: Option<Strength>, call: Call) -> Result<Option<Row>, KvError> {
@@ -61,7 +61,7 @@ impl Txn {
         wait: Wait,
         deadline: Duration,
     ) -> Result<(), KvError> {
-        match self.point(TxnOp::Write { key, value }, Call { wait, deadline }).await? {
+        match self.point(TxnOp::Write { key, value }, Call::of(wait, deadline)).await? {
             TxnAnswer::Written => Ok(()),
             _ => Err(self.strange()),
         }
@@ -79,7 +79,7 @@ impl Txn {
         wait: Wait,
         deadline: Duration,
     ) -> Result<(bool, Option<Bytes>), KvError> {
-        match self.point(TxnOp::CompareAndSet { key, expected, new }, Call { wait, deadline }).await? {
+        match self.point(TxnOp::CompareAndSet { key, expected, new }, Call::of(wait, deadline)).await? {
             TxnAnswer::Compared { swapped, actual } => Ok((swapped, actual)),
             _ => Err(self.strange()),
         }
@@ -90,7 +90,7 @@ impl Txn {
     /// # Errors
     /// See `KvError`; `Invalid` if the value is no counter.
     pub async fn increment(&mut self, key: Key, by: i64, wait: Wait, deadline: Duration) -> Result<i64, KvError> {
-        match self.point(TxnOp::Increment(Increment { key, by }), Call { wait, deadline }).await? {
+        match self.point(TxnOp::Increment(Increment { key, by }), Call::of(wait, deadline)).await? {
             TxnAnswer::Number(value) => Ok(value),
             _ => Err(self.strange()),
         }
@@ -105,7 +105,7 @@ impl Txn {
         while rest.start < rest.end {
             let mut asked = rest.clone();
             let (reply, locked) = self
-                .step(&rest.start.clone(), Call { wait, deadline }, |owner| {
+                .step(&rest.start.clone(), Call { locks: true, ..Call::of(wait, deadline) }, |owner| {
                     asked = owner.span.intersection(&rest)?;
                     Some(TxnOp::DeleteRange { span: asked.clone(), keys_max: PIECE_KEYS })
                 })
@@ -124,20 +124,56 @@ impl Txn {
     ///
     /// # Errors
     /// See `KvError`.
-    pub async fn scan(&mut self, request: ScanRequest, deadline: Duration) -> Result<ScanChunk, KvError> {
+    pub async fn scan(&mut self, request: ScanRequest, wait: Wait, deadline: Duration) -> Result<ScanChunk, KvError> {
         if request.span.start >= request.span.end {
             let what = format!("{} is empty: its end must lie above its start", request.span);
             return Err(KvError::Invalid { what });
         }
+        self.check_active()?;
+        self.stamps()?;
+        let by_statement = self.options.isolation == Isolation::ReadCommitted;
+        loop {
+            if by_statement {
+                self.new_statement()?;
+            }
+            // Nothing that was told before has to agree with what is read now.
+            let fresh = self.reads.spans.is_empty() && self.meta.is_none();
+            match self.scan_once(&request, wait, deadline).await {
+                Err(KvError::RetryTxn { .. })
+                    if (fresh || by_statement) && self.router.shared.clock.mono() < deadline =>
+                {
+                    self.read_later()?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Takes a later snapshot. What was acknowledged before the transaction began lies at or below the same limit as before: a
+    /// snapshot that has come so far meets nothing uncertain any more.
+    fn read_later(&mut self) -> Result<(), KvError> {
+        let now = self.router.shared.clock.now()?;
+        self.phase = Phase::Active;
+        self.reads = super::Reads::default();
+        if let Some(stamps) = &mut self.clock {
+            stamps.read = stamps.read.max(now);
+            stamps.write = stamps.write.max(stamps.read);
+            stamps.limit = stamps.limit.max(stamps.read);
+        }
+        Ok(())
+    }
+
+    async fn scan_once(&mut self, request: &ScanRequest, wait: Wait, deadline: Duration) -> Result<ScanChunk, KvError> {
         let mut chunk = ScanChunk { rows: Vec::new(), resume: None, timestamp: Timestamp::ZERO };
         let (mut rest, mut bytes) = (request.span.clone(), 0u64);
+        let call = Call { is_piece: true, ..Call::of(wait, deadline) };
         loop {
             let rows_max = request.rows_max.saturating_sub(chunk.rows.len() as u64);
             let bytes_max = request.bytes_max.saturating_sub(bytes).max(1);
             let mut asked = rest.clone();
-            let place = begin(&request, &rest);
+            let place = begin(request, &rest);
             let (answer, _) = self
-                .step_at(&place, &rest.start.clone(), Call { wait: Wait::Block, deadline }, |owner| {
+                .step_at(&place, &rest.start.clone(), call, |owner| {
                     asked = owner.span.intersection(&rest)?;
                     let (span, reverse) = (asked.clone(), request.reverse);
                     Some(TxnOp::Scan { span, reverse, rows_max, bytes_max })
@@ -161,7 +197,7 @@ impl Txn {
                 None => break,
             }
         }
-        trim(&mut chunk, &request);
+        trim(&mut chunk, request);
         chunk.timestamp = self.clock.map(|clock| clock.read).unwrap_or_default();
         Ok(chunk)
     }
@@ -173,6 +209,7 @@ impl Txn {
             TxnOp::Write { value: Some(value), .. } | TxnOp::CompareAndSet { new: Some(value), .. } => value.len(),
             _ => 0,
         };
+        let call = Call { locks: op.locks(), ..call };
         let (answer, locked) = self.step(&span.start, call, |_| Some(op.clone())).await?;
         if op.reads() {
             self.reads.insert(span.clone());
@@ -212,6 +249,14 @@ impl Txn {
         self.step_at(&Place::Of(first.clone()), first, call, cut).await
     }
 
+    fn check_active(&self) -> Result<(), KvError> {
+        match self.phase {
+            Phase::Active => Ok(()),
+            Phase::Failed => Err(KvError::TxnFailed),
+            Phase::Ended => Err(KvError::Invalid { what: "the transaction has ended".to_owned() }),
+        }
+    }
+
     /// Sends an operation, and again at another timestamp if that helps.
     async fn step_at(
         &mut self,
@@ -220,11 +265,7 @@ impl Txn {
         call: Call,
         cut: impl FnMut(&RangeDescriptor) -> Option<TxnOp>,
     ) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {
-        match self.phase {
-            Phase::Active => {}
-            Phase::Failed => return Err(KvError::TxnFailed),
-            Phase::Ended => return Err(KvError::Invalid { what: "the transaction has ended".to_owned() }),
-        }
+        self.check_active()?;
         let done = self.try_step(place, first, call, cut).await;
         // A lock that is held, or a request that makes no sense, leaves the transaction as it was, as a failed statement
         // would in PostgreSQL after a rollback to the savepoint before it.
@@ -244,7 +285,8 @@ impl Txn {
         mut cut: impl FnMut(&RangeDescriptor) -> Option<TxnOp>,
     ) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {
         self.stamps()?;
-        if self.options.isolation == Isolation::ReadCommitted {
+        let by_statement = self.options.isolation == Isolation::ReadCommitted && !call.is_piece;
+        if by_statement {
             self.new_statement()?;
         }
         self.seq = self.seq.next();
@@ -254,11 +296,15 @@ impl Txn {
                 return Err(aborted());
             }
             let header = self.header(first, statement, call.wait)?;
+            // Should the caller go in the middle, what was on its way is cleared, too.
+            self.sending = call.locks.then(|| (header.meta.clone(), first.clone()));
             let sent = self.router.send(place, call.deadline, |owner| match cut(owner) {
                 Some(op) => Cut::Ask(Command::Txn { header: Box::new(header.clone()), op }),
                 None => Cut::Refuse(KvError::Unavailable { range: Some(owner.range), why: "it was cut".to_owned() }),
             });
-            let Some(sent) = self.beating.unless_aborted(sent).await else { return Err(aborted()) };
+            let sent = self.beating.unless_aborted(sent).await;
+            let Some(sent) = sent else { return Err(aborted()) };
+            self.sending = None;
             let newer = match sent {
                 Ok((reply, _)) => {
                     self.began_to_lock(&header.meta, &reply);
@@ -267,14 +313,15 @@ impl Txn {
                 Err(Failed::Uncertain(existing)) => existing,
                 Err(Failed::Refused(TxnRefusal::WriteTooOld { existing, .. })) => existing,
                 Err(failed) => {
-                    // It may have locked something all the same.
-                    if matches!(&failed, Failed::Kv(KvError::Ambiguous { .. })) {
+                    // It may have locked something all the same. Nothing of it counts, as long as no commit was sent.
+                    if let Failed::Kv(KvError::Ambiguous { why }) = failed {
                         self.doubt(&header.meta, first);
+                        return Err(KvError::RetryTxn { why, key: Some(first.clone()), other: None });
                     }
                     return Err(failed.into());
                 }
             };
-            if self.options.isolation == Isolation::ReadCommitted {
+            if by_statement {
                 self.new_statement()?;
                 continue;
             }

@@ -12,6 +12,7 @@ use flotilla_types::{
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
+use tonic_types::StatusExt;
 
 use super::door::{Door, Entered};
 use super::kv::{message, wire};
@@ -46,7 +47,8 @@ impl From<KvError> for Failed {
 impl From<Status> for Failed {
     /// What the door refuses makes no sense, whatever the transaction is.
     fn from(status: Status) -> Self {
-        let reason = Reason::Invalid.word().to_owned();
+        let details = status.get_error_details();
+        let reason = details.error_info().map_or(Reason::Invalid.word().to_owned(), |info| info.reason.clone());
         Self::Step(v1::TxnFailure { reason, message: status.message().to_owned(), key: None, other: None })
     }
 }
@@ -91,7 +93,7 @@ pub(super) async fn converse(
 
 impl Conversation {
     async fn step(&mut self, request: v1::TxnRequest) -> Result<Answer, Failed> {
-        let wait = Wait::from(request.wait());
+        let wait = Wait::from(known::<v1::WaitPolicy>(request.wait, "wait")?);
         let patience = match request.timeout_ms {
             0 => self.door.config.timeout,
             given => Duration::from_millis(given),
@@ -131,8 +133,8 @@ impl Conversation {
             return Err(refusal(Reason::Invalid, "begin comes first, and once").into());
         }
         let options = TxnOptions {
-            isolation: begin.isolation().into(),
-            priority: begin.priority().into(),
+            isolation: known::<v1::Isolation>(begin.isolation, "isolation")?.into(),
+            priority: known::<v1::Priority>(begin.priority, "priority")?.into(),
             strict: begin.strict,
             token: begin.token.map(Into::into),
         };
@@ -147,8 +149,8 @@ impl Conversation {
         Ok(match step {
             Step::Get(get) => {
                 let key = door.key(&get.key)?;
-                let row = match get.lock() {
-                    v1::LockStrength::Unspecified => txn.get(key, deadline).await?,
+                let row = match known::<v1::LockStrength>(get.lock, "lock")? {
+                    v1::LockStrength::Unspecified => txn.get(key, wait, deadline).await?,
                     v1::LockStrength::Share => txn.get_and_lock(key, Strength::Shared, wait, deadline).await?,
                     v1::LockStrength::Update => txn.get_and_lock(key, Strength::Exclusive, wait, deadline).await?,
                 };
@@ -169,7 +171,8 @@ impl Conversation {
                 let most = door.config.limits.scan_chunk_bytes as u64;
                 let bytes_max = if scan.chunk_bytes == 0 { most } else { scan.chunk_bytes.min(most) };
                 let (reverse, rows_max) = (scan.reverse, scan.rows_max);
-                let chunk = txn.scan(ScanRequest { span, reverse, rows_max, bytes_max, at: None }, deadline).await?;
+                let request = ScanRequest { span, reverse, rows_max, bytes_max, at: None };
+                let chunk = txn.scan(request, wait, deadline).await?;
                 Answer::Scan(message(chunk)?)
             }
             Step::DeleteRange(delete) => {
@@ -227,13 +230,26 @@ impl Conversation {
     }
 }
 
+/// A choice that this version knows. Others are refused: guessing what a newer client meant could lose what it relies on.
+fn known<E: TryFrom<i32>>(value: i32, name: &str) -> Result<E, Status> {
+    E::try_from(value).map_err(|_| refusal(Reason::Invalid, &format!("{name} {value} is none that this node knows")))
+}
+
+/// With a checksum: a damaged handle would name a transaction that never was, and be told that nothing of it is there.
 fn encode(handle: &TxnHandle) -> Bytes {
     let record = RecordWriter::new(HANDLE_VERSION).bytes(&handle.id.0).bytes(handle.anchor.as_bytes());
-    record.timestamp(handle.anchored).bytes(&handle.commit_id.0).finish().into()
+    let mut bytes = record.timestamp(handle.anchored).bytes(&handle.commit_id.0).finish();
+    let sum = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&sum.to_be_bytes());
+    bytes.into()
 }
 
 fn decode(bytes: &[u8]) -> Result<TxnHandle, Status> {
     let read = || {
+        let (bytes, sum) = bytes.split_last_chunk::<4>()?;
+        if crc32c::crc32c(bytes).to_be_bytes() != *sum {
+            return None;
+        }
         let mut record = RecordReader::new("handle", HANDLE_VERSION, bytes).ok()?;
         let id = TxnId(record.bytes().ok()?.try_into().ok()?);
         let anchor = Key::new(record.bytes().ok()?.to_vec());

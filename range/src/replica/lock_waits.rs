@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use flotilla_types::{
-    Command as RangeCommand, Key, LockedBy, Priority, PushKind, PushResult, PushTxn, TxnId, TxnMeta, Waiter,
+    Command as RangeCommand, Key, LockedBy, Priority, PushKind, PushResult, PushTxn, TxnId, TxnMeta, Wait, Waiter,
 };
 
 use super::Open;
@@ -51,6 +51,14 @@ pub(super) enum Released {
     Again(Open),
     /// Its own transaction was aborted.
     Aborted(Open),
+    /// It does not want to wait for a transaction that lives.
+    Unwilling(Open, LockedBy),
+}
+
+/// What a request wants that does not want to wait. It asks once, and at once: the transaction in its way may have ended and left
+/// its lock.
+fn hurries(open: &Open) -> bool {
+    matches!(&open.request.command, RangeCommand::Txn { header, .. } if header.wait != Wait::Block)
 }
 
 /// A push to be carried out, and on which keys its transaction stands in the way.
@@ -101,7 +109,8 @@ impl LockWaits {
             open.story.arrival = self.number(mono);
         }
         let arrival = open.story.arrival;
-        let push_at = mono + PAUSES[open.story.pushes.min(PAUSES.len() - 1)];
+        let pause = PAUSES[open.story.pushes.min(PAUSES.len() - 1)];
+        let push_at = if hurries(&open) { mono } else { mono + pause };
         self.by_txn.extend(blockers.iter().map(|blocker| (blocker.txn.id, arrival)));
         self.push_at.insert((push_at, arrival));
         self.deadlines.insert((open.deadline, arrival));
@@ -149,6 +158,11 @@ impl LockWaits {
             Some(PushResult::Final { .. }) => {}
             Some(PushResult::PusherAborted) => {
                 return self.remove(arrival).map(|waiting| Released::Aborted(waiting.open));
+            }
+            Some(PushResult::Waiting | PushResult::Indeterminate(_)) if hurries(&waiting.open) => {
+                let key = waiting.blockers.iter().find(|blocker| blocker.txn.id == txn)?.key.clone();
+                let by = LockedBy { key, holder: txn };
+                return self.remove(arrival).map(|waiting| Released::Unwilling(waiting.open, by));
             }
             // Whoever pushes finds out what became of a staged one, and says that.
             Some(PushResult::Waiting | PushResult::Indeterminate(_)) | None => return None,

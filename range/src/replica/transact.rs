@@ -7,8 +7,9 @@ use flotilla_storage::engine::Reader;
 use flotilla_storage::locks;
 use flotilla_storage::mvcc::ReadWindow;
 use flotilla_types::{
-    Command as RangeCommand, EndKind, EndTxn, Isolation, Key, KeySpan, Outcome, PushResult, PushTxn, RangeError,
-    RangeReply, RecordOp, Reply, Resolve, ResolveTarget, Timestamp, TxnHeader, TxnId, TxnOp, TxnRefusal, Waiter, Whole,
+    Command as RangeCommand, EndKind, EndTxn, Isolation, Key, KeySpan, LockedBy, Outcome, PushResult, PushTxn,
+    RangeError, RangeReply, RecordOp, Reply, Resolve, ResolveTarget, Timestamp, TxnAnswer, TxnHeader, TxnId, TxnOp,
+    TxnRefusal, Wait, Waiter, Whole,
 };
 
 use super::gc::Hiding;
@@ -364,6 +365,10 @@ impl Replica {
                 let result = Err(RangeError::Txn(TxnRefusal::Aborted));
                 effects.push(Effect::Reply { token: open.token, result });
             }
+            Some(Released::Unwilling(open, by)) => {
+                let result = unwilling(ctx, &open, by);
+                effects.push(Effect::Reply { token: open.token, result });
+            }
             None => {}
         }
     }
@@ -397,6 +402,17 @@ const FINISHED_BYTES: usize = 128;
 
 fn told(ctx: &Ctx<'_>, result: PushResult) -> Evaluated {
     Evaluated::Answer(RangeReply { timestamp: ctx.now, reply: Reply::Pushed(result) })
+}
+
+/// The answer to a request that does not wait: a key that is to be skipped counts as absent.
+fn unwilling(ctx: &Ctx<'_>, open: &Open, by: LockedBy) -> Result<RangeReply, RangeError> {
+    match &open.request.command {
+        RangeCommand::Txn { header, op: TxnOp::Get { lock: Some(_), .. } } if header.wait == Wait::Skip => {
+            let reply = Reply::Txn { answer: TxnAnswer::Row(None), locked: None };
+            Ok(RangeReply { timestamp: header.read.min(ctx.now), reply })
+        }
+        _ => Err(RangeError::Txn(TxnRefusal::LockHeld(by))),
+    }
 }
 
 /// Whether the pushed transaction is the one to give way in a circle.

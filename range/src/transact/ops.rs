@@ -6,8 +6,8 @@ use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::locks;
 use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds, Version};
 use flotilla_types::{
-    HISTORY_MAX, Increment, Key, KeySpan, LockRecord, LockedBy, OwnValue, RangeError, RangeReply, Reply, Row,
-    ScanResult, Seq, Strength, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnRefusal, Wait, is_ignored,
+    HISTORY_MAX, Increment, Key, KeySpan, LockRecord, OwnValue, RangeError, RangeReply, Reply, Row, ScanResult, Seq,
+    Strength, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnRefusal, is_ignored,
 };
 
 use super::Blocker;
@@ -170,16 +170,11 @@ impl Evaluation<'_> {
         }
     }
 
-    /// The locks of a key that is to be locked. Refuses if the request does not wait.
+    /// The locks of a key that is to be locked.
     fn meet(&self, key: &Key, strength: Strength) -> Result<Met, Failed> {
         let found = self.locks_of(key)?;
         let (me, shares) = (Some(self.header.meta.id), strength == Strength::Shared);
-        let blockers: Vec<_> = found.iter().filter_map(|lock| conflicts::of_lock(key, lock, me, shares)).collect();
-        if let Some(first) = blockers.first()
-            && self.header.wait != Wait::Block
-        {
-            return refuse(TxnRefusal::LockHeld(LockedBy { key: key.clone(), holder: first.txn.id }));
-        }
+        let blockers = found.iter().filter_map(|lock| conflicts::of_lock(key, lock, me, shares)).collect();
         Ok(Met { own: self.own(&found), blockers })
     }
 
@@ -195,12 +190,7 @@ impl Evaluation<'_> {
     }
 
     fn get_and_lock(&self, key: &Key, strength: Strength) -> Result<Evaluated, Failed> {
-        let met = match self.meet(key, strength) {
-            Err(Failed::Answer(RangeError::Txn(TxnRefusal::LockHeld(_)))) if self.header.wait == Wait::Skip => {
-                return Ok(Evaluated::Answer(self.reply(TxnAnswer::Row(None), None)));
-            }
-            met => met?,
-        };
+        let met = self.meet(key, strength)?;
         if !met.blockers.is_empty() {
             return Ok(Evaluated::Blocked(met.blockers));
         }
@@ -379,11 +369,8 @@ impl Evaluation<'_> {
         let seen = covered(span, false, rows.resume.as_ref());
         let me = Some(self.header.meta.id);
         let (blockers, own) = self.meets_in(&seen, |key, lock| conflicts::of_lock(key, lock, me, false))?;
-        if let Some(first) = blockers.first() {
-            if self.header.wait == Wait::Block {
-                return Ok(Evaluated::Blocked(blockers));
-            }
-            return refuse(TxnRefusal::LockHeld(LockedBy { key: first.key.clone(), holder: first.txn.id }));
+        if !blockers.is_empty() {
+            return Ok(Evaluated::Blocked(blockers));
         }
         let locks: std::collections::BTreeMap<Key, LockRecord> = own.iter().cloned().collect();
         self.overlay(&mut rows, own, bounds);

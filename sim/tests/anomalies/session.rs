@@ -229,7 +229,7 @@ async fn operate(txn: &mut Txn, deed: Deed, deadline: Duration) -> Result<Said, 
     let row = |row: Option<Row>| shown(row.map(|row| row.value).as_ref());
     Ok(match deed {
         Deed::Get(name) => {
-            let value = row(txn.get(key(&name), deadline).await?);
+            let value = row(txn.get(key(&name), Wait::Block, deadline).await?);
             Said::Saw(name, value)
         }
         Deed::Lock { key: name, exclusive } => {
@@ -273,7 +273,7 @@ async fn operate(txn: &mut Txn, deed: Deed, deadline: Duration) -> Result<Said, 
 async fn scan(txn: &mut Txn, from: &str, to: &str, deadline: Duration) -> Result<String, KvError> {
     let span = KeySpan { start: key(from), end: key(to) };
     let request = ScanRequest { span, reverse: false, rows_max: 0, bytes_max: 1 << 20, at: None };
-    let rows = txn.scan(request, deadline).await?.rows;
+    let rows = txn.scan(request, Wait::Block, deadline).await?.rows;
     let name = |row: &Row| String::from_utf8_lossy(&keys::user_body(&row.key).unwrap_or_default()).into_owned();
     let shown: Vec<_> = rows.iter().map(|row| format!("{}={}", name(row), shown(Some(&row.value)))).collect();
     Ok(format!("{{{}}}", shown.join(" ")))
