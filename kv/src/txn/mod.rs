@@ -153,6 +153,9 @@ struct Reads {
 /// Bytes of spans that are kept apart; beyond, all become one.
 const READS_BYTES: usize = 256 << 10;
 
+/// What a write is likely to have read first lies so far back at most.
+const LOOKS_BACK: usize = 64;
+
 impl Reads {
     fn insert(&mut self, span: KeySpan) {
         if self.spans.last() == Some(&span) {
@@ -163,6 +166,11 @@ impl Reads {
         if self.bytes > READS_BYTES {
             self.condense();
         }
+    }
+
+    /// Whether a key is among the last spans that were read.
+    fn may_hold(&self, key: &Key) -> bool {
+        self.spans.iter().rev().take(LOOKS_BACK).any(|span| span.contains(key))
     }
 
     /// Joins what overlaps; if that is still too much, everything.

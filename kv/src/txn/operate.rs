@@ -61,7 +61,8 @@ impl Txn {
         wait: Wait,
         deadline: Duration,
     ) -> Result<(), KvError> {
-        match self.point(TxnOp::Write { key, value }, Call::of(wait, deadline)).await? {
+        let was_read = self.reads.may_hold(&key);
+        match self.point(TxnOp::Write { key, value, was_read }, Call::of(wait, deadline)).await? {
             TxnAnswer::Written => Ok(()),
             _ => Err(self.strange()),
         }

@@ -181,6 +181,7 @@ impl TryFrom<wire::TxnHeader> for TxnHeader {
 
 pub(super) fn step_out(header: &TxnHeader, op: &TxnOp) -> range_request::Command {
     use txn_step::Op;
+    let was_read = matches!(op, TxnOp::Write { was_read: true, .. });
     let op = match op {
         TxnOp::Get { key, lock } => {
             let lock = match lock {
@@ -197,7 +198,7 @@ pub(super) fn step_out(header: &TxnHeader, op: &TxnOp) -> range_request::Command
             rows_max: *rows_max,
             bytes_max: *bytes_max,
         }),
-        TxnOp::Write { key, value } => Op::Write(wire::KeyValue { key: key_out(key), value: value.clone() }),
+        TxnOp::Write { key, value, .. } => Op::Write(wire::KeyValue { key: key_out(key), value: value.clone() }),
         TxnOp::Batch { writes } => {
             let ops = writes.iter().map(|(key, value)| wire::KeyValue { key: key_out(key), value: value.clone() });
             Op::Batch(wire::Batch { ops: ops.collect() })
@@ -218,7 +219,7 @@ pub(super) fn step_out(header: &TxnHeader, op: &TxnOp) -> range_request::Command
             Op::Refresh(wire::Refresh { span: Some(span.into()), from, to })
         }
     };
-    range_request::Command::Txn(wire::TxnStep { header: Some(header.into()), op: Some(op) })
+    range_request::Command::Txn(wire::TxnStep { header: Some(header.into()), op: Some(op), was_read })
 }
 
 pub(super) fn step_in(step: wire::TxnStep) -> Result<Command, WireError> {
@@ -239,7 +240,7 @@ pub(super) fn step_in(step: wire::TxnStep) -> Result<Command, WireError> {
             rows_max: scan.rows_max,
             bytes_max: scan.bytes_max,
         },
-        Op::Write(write) => TxnOp::Write { key: key_in(write.key)?, value: write.value },
+        Op::Write(write) => TxnOp::Write { key: key_in(write.key)?, value: write.value, was_read: step.was_read },
         Op::Batch(batch) => {
             let writes = batch.ops.into_iter().map(|op| Ok((key_in(op.key)?, op.value)));
             let writes: Vec<_> = writes.collect::<Result<_, WireError>>()?;

@@ -1,6 +1,6 @@
 //! What a store refuses before any range looks at it.
 
-use flotilla_types::{BatchOp, Command, Increment, Key, RangeError, RangeRequest, TxnOp, Write, keys};
+use flotilla_types::{BatchOp, Command, Increment, Key, OneShot, RangeError, RangeRequest, TxnOp, Write, keys};
 
 use super::Fleet;
 
@@ -28,7 +28,11 @@ fn adds_data(command: &Command) -> bool {
         Write::Put { key, .. } | Write::CompareAndSwap { key, new: Some(_), .. } => Some(key),
         Write::Increment(Increment { key, .. }) => Some(key),
         Write::Batch { ops } => ops.iter().find(|op| matches!(op, BatchOp::Put { .. })).map(BatchOp::key),
-        _ => None,
+        Write::Whole(whole) => {
+            let mut steps = whole.then.iter().chain(&whole.otherwise);
+            steps.find(|step| matches!(step, OneShot::Write(_, Some(_)) | OneShot::Increment(..))).map(OneShot::key)
+        }
+        Write::Delete { .. } | Write::CompareAndSwap { .. } | Write::DeleteRange { .. } | Write::PutMeta { .. } => None,
     };
     key.is_some_and(|key| *key >= keys::SQL)
 }
@@ -36,9 +40,16 @@ fn adds_data(command: &Command) -> bool {
 /// The key that an operation of a transaction gives a value to.
 fn locks_for_data(op: &TxnOp) -> Option<&Key> {
     match op {
-        TxnOp::Write { key, value: Some(_) }
+        TxnOp::Write { key, value: Some(_), .. }
         | TxnOp::CompareAndSet { key, new: Some(_), .. }
         | TxnOp::Increment(Increment { key, .. }) => Some(key),
-        _ => None,
+        TxnOp::Batch { writes } => writes.iter().find(|(_, value)| value.is_some()).map(|(key, _)| key),
+        TxnOp::Get { .. }
+        | TxnOp::Scan { .. }
+        | TxnOp::Write { .. }
+        | TxnOp::CompareAndSet { .. }
+        | TxnOp::DeleteRange { .. }
+        | TxnOp::Refresh { .. }
+        | TxnOp::Prove { .. } => None,
     }
 }

@@ -61,8 +61,8 @@ impl Evaluation<'_> {
                 let bounds = ScanBounds { reverse: *reverse, rows_max: *rows_max, bytes_max: *bytes_max };
                 self.scan(span, bounds)
             }
-            TxnOp::Write { key, value } => self.write(&[(key.clone(), value.clone())]),
-            TxnOp::Batch { writes } => self.write(writes),
+            TxnOp::Write { key, value, was_read } => self.write(&[(key.clone(), value.clone())], *was_read),
+            TxnOp::Batch { writes } => self.write(writes, false),
             TxnOp::Prove { key, seq, at } => self.prove(key, *seq, *at),
             TxnOp::CompareAndSet { key, expected, new } => self.compare_and_set(key, expected.as_ref(), new.clone()),
             TxnOp::Increment(increment) => self.increment(increment),
@@ -270,8 +270,8 @@ impl Evaluation<'_> {
         }
     }
 
-    /// Writes that look at nothing.
-    fn write(&self, writes: &[(Key, Option<Bytes>)]) -> Result<Evaluated, Failed> {
+    /// Writes that look at nothing, unless the keys were read before.
+    fn write(&self, writes: &[(Key, Option<Bytes>)], were_read: bool) -> Result<Evaluated, Failed> {
         let (mut met, mut blockers) = (Vec::with_capacity(writes.len()), Vec::new());
         for (key, _) in writes {
             let found = self.meet(key, Strength::Intent)?;
@@ -288,7 +288,7 @@ impl Evaluation<'_> {
                 continue;
             }
             self.check_done(key)?;
-            let newest = if self.header.is_serializable() {
+            let newest = if self.header.is_serializable() && !were_read {
                 // Laid above: whether what was read still holds there is looked at before the commit.
                 mvcc::newest(self.reader, key)?
             } else {

@@ -57,6 +57,9 @@ pub enum TxnOp {
         key: Key,
         /// To what; `None`: removes it.
         value: Option<Bytes>,
+        /// The transaction has read the key. If others have written it since, it cannot commit: better refused now than locked in
+        /// vain.
+        was_read: bool,
     },
     /// Sets or removes several keys, which differ, whatever they were.
     Batch {
@@ -437,7 +440,7 @@ impl TxnOp {
     /// Whether its answer depends on what is there.
     #[must_use]
     pub const fn reads(&self) -> bool {
-        !matches!(self, Self::Write { .. } | Self::Batch { .. })
+        !matches!(self, Self::Write { was_read: false, .. } | Self::Batch { .. })
     }
 }
 
