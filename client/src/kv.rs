@@ -80,7 +80,7 @@ impl Client {
     }
 
     async fn read(&self, key: Bytes, at: Option<Timestamp>) -> Result<Option<Value>, Error> {
-        let request = v1::GetRequest { key, at: at.map(wire) };
+        let request = v1::GetRequest { key, at: at.map(wire), after: None };
         let answer = self.kv(Repeat::Read, request, |mut kv, r| async move { kv.get(r).await }).await?;
         if at.is_none() {
             self.learnt(answer.timestamp.as_ref());
@@ -96,7 +96,7 @@ impl Client {
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<Timestamp, Error> {
         let id = self.request_id().await?;
         let request_id = Some(Bytes::copy_from_slice(&id.0));
-        let request = v1::PutRequest { key: key.into(), value: value.into(), request_id };
+        let request = v1::PutRequest { key: key.into(), value: value.into(), request_id, after: None };
         let answer = self.kv(Repeat::SameId(id), request, |mut kv, r| async move { kv.put(r).await }).await?;
         Ok(self.learnt(answer.timestamp.as_ref()))
     }
@@ -107,7 +107,8 @@ impl Client {
     /// See [`Error`].
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<Timestamp, Error> {
         let id = self.request_id().await?;
-        let request = v1::DeleteRequest { key: key.into(), request_id: Some(Bytes::copy_from_slice(&id.0)) };
+        let request =
+            v1::DeleteRequest { key: key.into(), request_id: Some(Bytes::copy_from_slice(&id.0)), after: None };
         let answer = self.kv(Repeat::SameId(id), request, |mut kv, r| async move { kv.delete(r).await }).await?;
         Ok(self.learnt(answer.timestamp.as_ref()))
     }
@@ -127,11 +128,13 @@ impl Client {
                 end: end.clone(),
                 keys_max: DELETE_PAGE,
                 request_id: Some(Bytes::copy_from_slice(&id.0)),
+                after: None,
+                resumable: true,
             };
             let answer =
                 self.kv(Repeat::SameId(id), request, |mut kv, r| async move { kv.delete_range(r).await }).await?;
             self.learnt(answer.timestamp.as_ref());
-            removed += answer.keys;
+            removed += answer.keys.unwrap_or_default();
             match answer.resume {
                 Some(resume) if resume >= start => start = resume,
                 Some(_) => return Err(Error::BadAnswer { what: "a range delete that goes on where it has been" }),
@@ -152,7 +155,7 @@ impl Client {
     ) -> Result<Swap, Error> {
         let id = self.request_id().await?;
         let request_id = Some(Bytes::copy_from_slice(&id.0));
-        let request = v1::CompareAndSwapRequest { key: key.into(), expected, new, request_id };
+        let request = v1::CompareAndSwapRequest { key: key.into(), expected, new, request_id, after: None };
         let method = |mut kv: KvClient<Channel>, r| async move { kv.compare_and_swap(r).await };
         let Answer { answer, doubtful, .. } = self.kv_answer(Repeat::SameId(id), request, method).await?;
         let when = self.learnt(answer.timestamp.as_ref());
@@ -174,7 +177,7 @@ impl Client {
     /// See [`Error`].
     pub async fn batch(&self, batch: Batch) -> Result<Timestamp, Error> {
         let id = self.request_id().await?;
-        let request = v1::BatchRequest { ops: batch.ops, request_id: Some(Bytes::copy_from_slice(&id.0)) };
+        let request = v1::BatchRequest { ops: batch.ops, request_id: Some(Bytes::copy_from_slice(&id.0)), after: None };
         let answer = self.kv(Repeat::SameId(id), request, |mut kv, r| async move { kv.batch(r).await }).await?;
         Ok(self.learnt(answer.timestamp.as_ref()))
     }
@@ -187,7 +190,7 @@ impl Client {
     pub async fn increment(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
         let id = self.request_id().await?;
         let request_id = Some(Bytes::copy_from_slice(&id.0));
-        let request = v1::IncrementRequest { key: key.into(), by, request_id };
+        let request = v1::IncrementRequest { key: key.into(), by, request_id, after: None };
         let answer = self.kv(Repeat::SameId(id), request, |mut kv, r| async move { kv.increment(r).await }).await?;
         self.learnt(answer.timestamp.as_ref());
         Ok(answer.value)

@@ -76,7 +76,7 @@ pub use kv::{Batch, Swap, Value};
 pub use options::Options;
 pub use scan::{Row, Scan, ScanOptions, Span};
 pub use transact::{Branch, Transact, Transacted};
-pub use txn::{Committed, Compared, Lock, OpenTxn, Outcome, Txn, TxnHandle, TxnOptions, TxnScan, Wait};
+pub use txn::{Committed, Compared, Lock, OpenTxn, Outcome, Past, Txn, TxnHandle, TxnOptions, TxnScan, Wait};
 
 /// The nouns that transactions are described with.
 pub use flotilla_types::{Isolation, Priority, Timestamp};

@@ -165,6 +165,7 @@ impl Scan {
 
     async fn open(&self) -> Result<Streaming<v1::ScanResponse>, Error> {
         let request = v1::ScanRequest {
+            after: None,
             start: self.rest.start.clone(),
             end: self.rest.end.clone(),
             reverse: self.options.reverse,

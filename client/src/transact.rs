@@ -118,6 +118,7 @@ impl Client {
         let id = self.request_id().await?;
         let (then_writes, otherwise_writes) = (transact.then.writes(), transact.otherwise.writes());
         let request = v1::TransactRequest {
+            after: None,
             compare: transact.compare,
             then: transact.then.ops,
             otherwise: transact.otherwise.ops,

@@ -16,8 +16,8 @@ const PIECES_FOR: Duration = Duration::from_secs(30);
 /// The answer to a range delete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeleteAnswer {
-    /// How many keys were removed.
-    pub keys: u64,
+    /// How many keys were removed; `None` if an earlier try with the same id had done it.
+    pub keys: Option<u64>,
     /// Where to go on if the span is not done.
     pub resume: Option<Key>,
     /// When the last piece was removed.
@@ -80,9 +80,10 @@ impl Router {
         }
         let began = self.shared.clock.mono();
         let half = began + (deadline.saturating_sub(began) / 2).min(PIECES_FOR);
-        let mut answer = DeleteAnswer { keys: 0, resume: Some(span.start.clone()), timestamp: Timestamp::ZERO };
+        let mut removed = 0;
+        let mut answer = DeleteAnswer { keys: None, resume: Some(span.start.clone()), timestamp: Timestamp::ZERO };
         while let Some(start) = answer.resume.take() {
-            let left = if keys_max == 0 { u64::MAX } else { keys_max - answer.keys };
+            let left = if keys_max == 0 { u64::MAX } else { keys_max - removed };
             let late = answer.timestamp > Timestamp::ZERO && self.shared.clock.mono() >= half;
             if left == 0 || late {
                 answer.resume = Some(start);
@@ -90,7 +91,8 @@ impl Router {
             }
             let rest = KeySpan { start, end: span.end.clone() };
             let (keys, next, timestamp) = self.delete_piece(id, &rest, left.min(PIECE_KEYS), deadline).await?;
-            answer.keys += keys;
+            removed += keys;
+            answer.keys = Some(removed);
             answer.timestamp = timestamp;
             answer.resume = Some(next).filter(|next| *next < span.end);
         }

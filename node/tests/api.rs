@@ -53,11 +53,11 @@ fn text(text: &str) -> Bytes {
 }
 
 fn get(key: &str) -> v1::GetRequest {
-    v1::GetRequest { key: text(key), at: None }
+    v1::GetRequest { key: text(key), at: None, ..Default::default() }
 }
 
 fn put(key: &str, value: &str) -> v1::PutRequest {
-    v1::PutRequest { key: text(key), value: text(value), request_id: None }
+    v1::PutRequest { key: text(key), value: text(value), request_id: None, ..Default::default() }
 }
 
 fn reason(status: &Status) -> Reason {
@@ -81,6 +81,7 @@ async fn what_is_written_is_read_swapped_batched_scanned_and_removed() {
         expected: expected.map(text),
         new: new.map(text),
         request_id: None,
+        ..Default::default()
     };
     let met = at.kv.compare_and_swap(swap(Some("0"), Some("2"))).await.unwrap().into_inner();
     assert_eq!((met.swapped, met.actual), (false, Some(text("1"))));
@@ -90,16 +91,22 @@ async fn what_is_written_is_read_swapped_batched_scanned_and_removed() {
         |key: &str| v1::BatchOp { op: Some(batch_op::Op::Put(v1::BatchPut { key: text(key), value: text("x") })) };
     let delete_op = v1::BatchOp { op: Some(batch_op::Op::Delete(v1::BatchDelete { key: text("a") })) };
     let ops = vec![put_op("b"), put_op("c"), put_op("d"), delete_op];
-    at.kv.batch(v1::BatchRequest { ops, request_id: None }).await.unwrap();
+    at.kv.batch(v1::BatchRequest { ops, request_id: None, ..Default::default() }).await.unwrap();
 
     let scan = v1::ScanRequest { chunk_bytes: 8, ..Default::default() };
     assert_eq!(keys_of(&mut at.kv, scan.clone()).await, ["b", "c", "d"]);
     assert_eq!(keys_of(&mut at.kv, v1::ScanRequest { reverse: true, ..scan.clone() }).await, ["d", "c", "b"]);
     assert_eq!(keys_of(&mut at.kv, v1::ScanRequest { rows_max: 2, ..scan.clone() }).await, ["b", "c"]);
 
-    let delete = v1::DeleteRangeRequest { start: text("b"), end: Some(text("d")), keys_max: 0, request_id: None };
-    assert_eq!(at.kv.delete_range(delete).await.unwrap().into_inner().keys, 2);
-    at.kv.delete(v1::DeleteRequest { key: text("d"), request_id: None }).await.unwrap();
+    let delete = v1::DeleteRangeRequest {
+        start: text("b"),
+        end: Some(text("d")),
+        keys_max: 0,
+        request_id: None,
+        ..Default::default()
+    };
+    assert_eq!(at.kv.delete_range(delete).await.unwrap().into_inner().keys, Some(2));
+    at.kv.delete(v1::DeleteRequest { key: text("d"), request_id: None, ..Default::default() }).await.unwrap();
     assert!(keys_of(&mut at.kv, scan).await.is_empty());
     at.node.stop().await.unwrap();
 }
@@ -167,11 +174,11 @@ async fn bad_requests_are_refused_with_reasons_and_what_would_do() {
 
     let batch = |keys: &[&str]| {
         let delete = |key: &&str| v1::BatchOp { op: Some(batch_op::Op::Delete(v1::BatchDelete { key: text(key) })) };
-        v1::BatchRequest { ops: keys.iter().map(delete).collect(), request_id: None }
+        v1::BatchRequest { ops: keys.iter().map(delete).collect(), request_id: None, ..Default::default() }
     };
     assert_eq!(reason(&at.kv.batch(batch(&[])).await.unwrap_err()), Reason::Invalid);
     assert_eq!(reason(&at.kv.batch(batch(&["a", "a"])).await.unwrap_err()), Reason::Invalid);
-    let empty = v1::BatchRequest { ops: vec![v1::BatchOp { op: None }], request_id: None };
+    let empty = v1::BatchRequest { ops: vec![v1::BatchOp { op: None }], ..Default::default() };
     assert_eq!(reason(&at.kv.batch(empty).await.unwrap_err()), Reason::Invalid);
     at.admin.split(v1::SplitRequest { key: keys::user(b"m").into_bytes() }).await.unwrap();
     at.kv.batch(batch(&["a", "z"])).await.unwrap();

@@ -31,7 +31,7 @@ async fn cluster() -> Cluster {
     let (mut kv, mut admin) = (KvClient::new(channel.clone()), AdminClient::new(channel));
     admin.init(v1::InitRequest {}).await.unwrap();
     let began = Instant::now();
-    while kv.get(v1::GetRequest { key: name("is it there?"), at: None }).await.is_err() {
+    while kv.get(v1::GetRequest { key: name("is it there?"), at: None, ..Default::default() }).await.is_err() {
         assert!(began.elapsed() < Duration::from_secs(20), "it does not serve");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -43,12 +43,13 @@ async fn cluster() -> Cluster {
 
 impl Cluster {
     async fn value(&mut self, key: &str) -> Option<String> {
-        let answer = self.kv.get(v1::GetRequest { key: name(key), at: None }).await.unwrap().into_inner();
+        let answer =
+            self.kv.get(v1::GetRequest { key: name(key), at: None, ..Default::default() }).await.unwrap().into_inner();
         answer.value.map(|value| String::from_utf8(value.to_vec()).unwrap())
     }
 
     async fn put(&mut self, key: &str, value: &str) -> v1::Timestamp {
-        let put = v1::PutRequest { key: name(key), value: text(value), request_id: None };
+        let put = v1::PutRequest { key: name(key), value: text(value), request_id: None, ..Default::default() };
         self.kv.put(put).await.unwrap().into_inner().timestamp.unwrap()
     }
 
@@ -136,7 +137,7 @@ async fn what_a_transaction_writes_is_there_after_its_commit_and_not_before() {
     assert_eq!((outcome.outcome(), outcome.timestamp), (Outcome::Committed, committed.timestamp));
     let before = at.put("a", "2").await;
     at.put("a", "3").await;
-    let past = v1::GetRequest { key: name("a"), at: Some(before) };
+    let past = v1::GetRequest { key: name("a"), at: Some(before), ..Default::default() };
     assert_eq!(at.kv.get(past).await.unwrap().into_inner().value, Some(text("2")));
     at.node.stop().await.unwrap();
 }
@@ -249,7 +250,7 @@ async fn counters_and_conditional_transactions_take_effect_once() {
         1,
     );
     let id = Some(Bytes::copy_from_slice(&id.0));
-    let increment = v1::IncrementRequest { key: name("a"), by: 5, request_id: id.clone() };
+    let increment = v1::IncrementRequest { key: name("a"), by: 5, request_id: id.clone(), ..Default::default() };
     for _ in 0..2 {
         assert_eq!(at.kv.increment(increment.clone()).await.unwrap().into_inner().value, 5, "the same, once");
     }
@@ -263,6 +264,7 @@ async fn counters_and_conditional_transactions_take_effect_once() {
         ],
         otherwise: vec![op(Op::Get(name("c")))],
         request_id: None,
+        ..Default::default()
     };
     let first = at.kv.transact(request.clone()).await.unwrap().into_inner();
     assert!(first.held);
@@ -291,7 +293,7 @@ async fn a_batch_over_ranges_shows_all_or_nothing() {
                 v1::BatchOp { op: Some(v1::batch_op::Op::Put(put)) }
             };
             let ops = ["a", "c", "e", "g"].iter().map(op).collect();
-            writer.batch(v1::BatchRequest { ops, request_id: None }).await.unwrap();
+            writer.batch(v1::BatchRequest { ops, request_id: None, ..Default::default() }).await.unwrap();
         }
     });
     while !puts.is_finished() {
@@ -310,4 +312,69 @@ async fn a_batch_over_ranges_shows_all_or_nothing() {
     puts.await.unwrap();
     assert_eq!(at.value("g").await.as_deref(), Some("39"));
     at.node.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_delete_takes_all_or_nothing_and_once() {
+    let mut at = cluster().await;
+    for key in ["a", "c", "e", "g"] {
+        at.put(key, "1").await;
+    }
+    let mut holder = at.txn(begin()).await;
+    holder.put("e", "2").await;
+    let id = Some(Bytes::from(flotilla_types::RequestId::new(now_ms(), 1, 1).0.to_vec()));
+    let delete = |end: &str, id| v1::DeleteRangeRequest {
+        start: text("a"),
+        end: Some(text(end)),
+        request_id: id,
+        ..Default::default()
+    };
+    let mut short = tonic::Request::new(delete("z", None));
+    short.set_timeout(Duration::from_millis(500));
+    assert!(at.kv.delete_range(short).await.is_err(), "a key of it is locked");
+    assert_eq!(at.value("a").await.as_deref(), Some("1"), "nothing was removed");
+    assert!(matches!(holder.commit().await, Answer::Committed(_)));
+    let first = at.kv.delete_range(delete("z", id.clone())).await.unwrap().into_inner();
+    assert_eq!((first.keys, first.resume), (Some(4), None));
+    at.put("c", "3").await;
+    let second = at.kv.delete_range(delete("z", id)).await.unwrap().into_inner();
+    assert_eq!((second.keys, second.timestamp), (None, first.timestamp), "it was done before");
+    assert_eq!(at.value("c").await.as_deref(), Some("3"));
+    at.node.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_at_a_past_timestamp_sees_what_was_there_then_and_writes_nothing() {
+    let mut at = cluster().await;
+    let before = at.put("a", "1").await;
+    at.put("a", "2").await;
+    let mut past = at.txn(v1::TxnBegin { at: Some(before), ..begin() }).await;
+    assert_eq!(past.get("a").await.as_deref(), Some("1"));
+    assert_eq!(past.get("e").await, None);
+    assert_eq!(failed(&past.put("e", "1").await), "INVALID");
+    let Answer::Committed(committed) = past.commit().await else { panic!() };
+    assert_eq!(committed.timestamp, Some(before));
+    let mut stale = at.txn(v1::TxnBegin { staleness_ms: 3_600_000, ..begin() }).await;
+    assert_eq!(stale.get("a").await, None, "an hour ago there was nothing");
+    at.node.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_orders_what_comes_after_it_and_a_foreign_one_is_refused() {
+    let mut at = cluster().await;
+    let token = at.put("a", "1").await;
+    let ahead = v1::Timestamp { wall: token.wall + 100_000_000, logical: 0 };
+    let put = |after| v1::PutRequest { key: name("c"), value: text("1"), after, ..Default::default() };
+    let later = at.kv.put(put(Some(ahead))).await.unwrap().into_inner().timestamp.unwrap();
+    assert!((later.wall, later.logical) > (ahead.wall, ahead.logical));
+    let foreign = v1::Timestamp { wall: token.wall + 60_000_000_000, logical: 0 };
+    let refused = at.kv.put(put(Some(foreign))).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    at.node.stop().await.unwrap();
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap()
 }

@@ -56,6 +56,17 @@ pub struct TxnOptions {
     pub strict: bool,
     /// The timestamp of an earlier answer: the transaction sees what that one saw or wrote.
     pub token: Option<Timestamp>,
+    /// It reads the past, and writes nothing.
+    pub past: Option<Past>,
+}
+
+/// Which past a transaction reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// At this timestamp, as an earlier answer told it.
+    At(Timestamp),
+    /// So long ago, in whole milliseconds.
+    Ago(Duration),
 }
 
 /// What a step does at a key that another transaction has locked.
@@ -142,6 +153,12 @@ impl Client {
             priority: v1::Priority::from(options.priority).into(),
             strict: options.strict,
             token: options.token.map(wire),
+            at: if let Some(Past::At(at)) = options.past { Some(wire(at)) } else { None },
+            staleness_ms: match options.past {
+                // At least one: none would mean the present.
+                Some(Past::Ago(ago)) => u64::try_from(ago.as_millis()).unwrap_or(u64::MAX).max(1),
+                _ => 0,
+            },
         };
         let first = v1::TxnRequest { step: Some(Step::Begin(begin)), ..v1::TxnRequest::default() };
         let bounded = self.with_timeout(self.time_left(deadline));

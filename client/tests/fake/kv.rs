@@ -25,7 +25,7 @@ impl Kv for Node {
     }
 
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
-        let v1::PutRequest { key, value, request_id } = request.into_inner();
+        let v1::PutRequest { key, value, request_id, .. } = request.into_inner();
         let id = request_id.clone();
         self.serve("put", id.as_ref(), |world| {
             let when = world.write(request_id.as_ref(), |world, now| {
@@ -37,7 +37,7 @@ impl Kv for Node {
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
-        let v1::DeleteRequest { key, request_id } = request.into_inner();
+        let v1::DeleteRequest { key, request_id, .. } = request.into_inner();
         let id = request_id.clone();
         self.serve("delete", id.as_ref(), |world| {
             let when = world.write(request_id.as_ref(), |world, _| {
@@ -64,7 +64,7 @@ impl Kv for Node {
             });
             let resume = span.get(page).cloned();
             let keys = span.len().min(page) as u64;
-            v1::DeleteRangeResponse { keys, resume, timestamp: Some(world.now()) }
+            v1::DeleteRangeResponse { keys: Some(keys), resume, timestamp: Some(world.now()) }
         })
         .await
     }
@@ -119,7 +119,7 @@ impl Kv for Node {
         &self,
         request: Request<v1::CompareAndSwapRequest>,
     ) -> Result<Response<v1::CompareAndSwapResponse>, Status> {
-        let v1::CompareAndSwapRequest { key, expected, new, request_id } = request.into_inner();
+        let v1::CompareAndSwapRequest { key, expected, new, request_id, .. } = request.into_inner();
         self.serve("cas", request_id.clone().as_ref(), |world| {
             let actual = world.rows.get(&key).map(|(value, _)| value.clone());
             if actual != expected && !request_id.as_ref().is_some_and(|id| world.done.contains_key(id)) {
@@ -134,7 +134,7 @@ impl Kv for Node {
     }
 
     async fn batch(&self, request: Request<v1::BatchRequest>) -> Result<Response<v1::BatchResponse>, Status> {
-        let v1::BatchRequest { ops, request_id } = request.into_inner();
+        let v1::BatchRequest { ops, request_id, .. } = request.into_inner();
         self.serve("batch", request_id.clone().as_ref(), |world| {
             let when = world.write(request_id.as_ref(), |world, now| {
                 for op in ops {
@@ -153,7 +153,7 @@ impl Kv for Node {
         &self,
         request: Request<v1::IncrementRequest>,
     ) -> Result<Response<v1::IncrementResponse>, Status> {
-        let v1::IncrementRequest { key, by, request_id } = request.into_inner();
+        let v1::IncrementRequest { key, by, request_id, .. } = request.into_inner();
         let id = request_id.clone();
         let answer = self.serve("increment", id.as_ref(), |world| {
             let before = number(world.value(&key).as_ref())?;
@@ -166,7 +166,7 @@ impl Kv for Node {
     }
 
     async fn transact(&self, request: Request<v1::TransactRequest>) -> Result<Response<v1::TransactResponse>, Status> {
-        let v1::TransactRequest { compare, then, otherwise, request_id } = request.into_inner();
+        let v1::TransactRequest { compare, then, otherwise, request_id, .. } = request.into_inner();
         let id = request_id.clone();
         let answer = self.serve("transact", id.as_ref(), |world| {
             if let Some((id, held)) = request_id.as_ref().and_then(|id| Some((id, *world.branches.get(id)?))) {

@@ -45,6 +45,8 @@ pub struct TxnOptions {
     pub strict: bool,
     /// A reading that some earlier operation returned: the transaction sees what that one saw.
     pub token: Option<Timestamp>,
+    /// Reads the past at this timestamp, and locks nothing.
+    pub at: Option<Timestamp>,
 }
 
 /// How transactions are carried out at this node: bounds on each, and switches of what makes them faster, which tests turn.
@@ -203,10 +205,10 @@ impl Router {
     /// The clock may not be read, or the causality token lies so far ahead that nobody can have got it from this cluster.
     pub fn begin(&self, options: TxnOptions) -> Result<Txn, KvError> {
         let (id, latest) = (self.request_id()?, self.latest()?);
-        if let Some(token) = options.token.filter(|token| *token > latest) {
-            let what = format!("the causality token {token} lies further ahead than clocks may differ: it is not ours");
-            return Err(KvError::Invalid { what });
+        if let Some(at) = options.at.filter(|at| *at > latest) {
+            return Err(KvError::FutureTimestamp { timestamp: at });
         }
+        options.token.map_or(Ok(()), |token| not_ahead(token, latest))?;
         Ok(self.begin_as(id, options, id.into()))
     }
 
@@ -214,6 +216,26 @@ impl Router {
     fn latest(&self) -> Result<Timestamp, KvError> {
         let clock = &self.shared.clock;
         Ok(clock.now()?.plus(clock.max_offset()))
+    }
+
+    /// Waits until this node's clock has reached a timestamp that some answer had. What is asked of any node from then on comes
+    /// after that answer.
+    ///
+    /// # Errors
+    /// It is none of this cluster's, or the deadline came first.
+    pub async fn reach(&self, token: Timestamp, deadline: Duration) -> Result<(), KvError> {
+        not_ahead(token, self.latest()?)?;
+        let clock = &self.shared.clock;
+        loop {
+            let now = clock.now()?;
+            if now >= token {
+                return Ok(());
+            }
+            if clock.mono() >= deadline {
+                return Err(KvError::DeadlineExceeded { why: "waiting for the clock to reach the token".to_owned() });
+            }
+            self.pause(token.since(now).max(Duration::from_millis(1)), deadline).await;
+        }
     }
 
     /// Begins a transaction that does the intention of a client.
@@ -302,7 +324,11 @@ impl Txn {
         }
         let (now, limit) = (self.router.shared.clock.now()?, self.router.latest()?);
         let floor = self.options.token.map_or(now, |token| now.max(token.next()));
-        let stamps = Stamps { born: floor, read: floor, write: floor, limit: limit.max(floor) };
+        let stamps = match self.options.at {
+            // Nothing of the past is uncertain.
+            Some(at) => Stamps { born: at, read: at, write: at, limit: at },
+            None => Stamps { born: floor, read: floor, write: floor, limit: limit.max(floor) },
+        };
         self.clock = Some(stamps);
         Ok(stamps)
     }
@@ -315,6 +341,15 @@ impl Txn {
     fn is_serializable(&self) -> bool {
         self.options.isolation == Isolation::Serializable
     }
+}
+
+/// A token that nobody can have got from this cluster is refused.
+fn not_ahead(token: Timestamp, latest: Timestamp) -> Result<(), KvError> {
+    if token <= latest {
+        return Ok(());
+    }
+    let what = format!("the causality token {token} lies further ahead than clocks may differ: it is not ours");
+    Err(KvError::Invalid { what })
 }
 
 fn aborted() -> KvError {

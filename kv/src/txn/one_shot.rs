@@ -16,10 +16,10 @@ use flotilla_types::{
 };
 
 use super::at_once::Writes;
-use super::{Txn, TxnHandle, TxnOptions};
+use super::{Committed, Txn, TxnHandle, TxnOptions};
 use crate::backoff::Backoff;
 use crate::send::{Cut, Place};
-use crate::{KvError, Router};
+use crate::{DeleteAnswer, KvError, Router};
 
 /// Tries that write everything at once. A transaction that others are in the way of fares better if it takes its locks in order.
 const AT_ONCE_TRIES: u32 = 2;
@@ -149,6 +149,56 @@ impl Router {
             self.pause(backoff.pause(&self.shared.dice), deadline).await;
         }
         Err(KvError::DeadlineExceeded { why: "it was tried too often".to_owned() })
+    }
+
+    /// Removes the keys of a span, at most `keys_max` of them (0 for all), all or none.
+    ///
+    /// # Errors
+    /// See `KvError`; `TxnTooLarge` if there are more than a transaction may lock.
+    pub async fn delete_at_once(
+        &self,
+        id: RequestId,
+        span: KeySpan,
+        keys_max: u64,
+        deadline: Duration,
+    ) -> Result<DeleteAnswer, KvError> {
+        if span.start >= span.end {
+            return Err(KvError::Invalid { what: format!("{span} is empty: its end must lie above its start") });
+        }
+        let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(100));
+        loop {
+            let error = match self.try_to_delete(id, &span, keys_max, deadline).await {
+                Err(error @ (KvError::RetryTxn { .. } | KvError::TxnAborted { .. })) => error,
+                Err(KvError::CommitUnknown { why, .. }) => return Err(KvError::Ambiguous { why }),
+                // What the span holds changes: only the record tells that it was done, and not how much it was.
+                Err(KvError::AlreadyCommitted { at, .. }) => {
+                    return Ok(DeleteAnswer { keys: None, resume: None, timestamp: at });
+                }
+                done => return done,
+            };
+            if self.shared.clock.mono() >= deadline {
+                return Err(error);
+            }
+            super::count_restart("one_shot");
+            self.pause(backoff.pause(&self.shared.dice), deadline).await;
+        }
+    }
+
+    async fn try_to_delete(
+        &self,
+        id: RequestId,
+        span: &KeySpan,
+        keys_max: u64,
+        deadline: Duration,
+    ) -> Result<DeleteAnswer, KvError> {
+        if let Some((timestamp, _)) = self.peek(id, &span.start, deadline).await? {
+            return Ok(DeleteAnswer { keys: None, resume: None, timestamp });
+        }
+        let mut txn = self.begin_as(id, TxnOptions::default(), self.request_id()?.into());
+        txn.anchor_at(span.start.clone());
+        let (keys, resume) = txn.delete_range(span.clone(), keys_max, Wait::Block, deadline).await?;
+        let Committed { at: timestamp } = txn.commit(deadline).await?;
+        Ok(DeleteAnswer { keys: Some(keys), resume, timestamp })
     }
 
     /// An earlier try has committed: which branch it took.

@@ -97,18 +97,30 @@ impl Txn {
         }
     }
 
-    /// Removes the keys of a span and returns how many there were.
+    /// Removes the keys of a span, at most `keys_max` of them (0 for all), and returns how many there were, and where to go on if
+    /// that was not all.
     ///
     /// # Errors
     /// See `KvError`; `TxnTooLarge` if there are more than a transaction may lock.
-    pub async fn delete_range(&mut self, span: KeySpan, wait: Wait, deadline: Duration) -> Result<u64, KvError> {
+    pub async fn delete_range(
+        &mut self,
+        span: KeySpan,
+        keys_max: u64,
+        wait: Wait,
+        deadline: Duration,
+    ) -> Result<(u64, Option<Key>), KvError> {
         let (mut rest, mut removed) = (span, 0);
+        let keys_max = if keys_max == 0 { u64::MAX } else { keys_max };
         while rest.start < rest.end {
+            if removed == keys_max {
+                return Ok((removed, Some(rest.start)));
+            }
             let mut asked = rest.clone();
             let (reply, locked) = self
                 .step(&rest.start.clone(), Call { locks: true, ..Call::of(wait, deadline) }, |owner| {
                     asked = owner.span.intersection(&rest)?;
-                    Some(TxnOp::DeleteRange { span: asked.clone(), keys_max: PIECE_KEYS })
+                    let keys_max = PIECE_KEYS.min(keys_max - removed);
+                    Some(TxnOp::DeleteRange { span: asked.clone(), keys_max })
                 })
                 .await?;
             let TxnAnswer::Deleted { keys, resume } = reply else { return Err(self.strange()) };
@@ -118,7 +130,7 @@ impl Txn {
             rest.start = done.end.clone();
             self.reads.insert(done);
         }
-        Ok(removed)
+        Ok((removed, None))
     }
 
     /// Reads the next part of a span. Own writes are seen.
@@ -132,7 +144,7 @@ impl Txn {
         }
         self.check_active()?;
         self.stamps()?;
-        let by_statement = self.options.isolation == Isolation::ReadCommitted;
+        let by_statement = self.options.isolation == Isolation::ReadCommitted && self.options.at.is_none();
         loop {
             if by_statement {
                 self.new_statement()?;
@@ -286,7 +298,12 @@ impl Txn {
         mut cut: impl FnMut(&RangeDescriptor) -> Option<TxnOp>,
     ) -> Result<(TxnAnswer, Option<Timestamp>), KvError> {
         self.stamps()?;
-        let by_statement = self.options.isolation == Isolation::ReadCommitted && !call.is_piece;
+        if call.locks && self.options.at.is_some() {
+            let what = "a transaction that reads the past locks and writes nothing".to_owned();
+            return Err(KvError::Invalid { what });
+        }
+        let by_statement =
+            self.options.isolation == Isolation::ReadCommitted && !call.is_piece && self.options.at.is_none();
         if by_statement {
             self.new_statement()?;
         }

@@ -154,6 +154,13 @@ impl Door {
 }
 
 impl Entered {
+    /// Waits until what comes now comes after the answer that had this timestamp, as seen from any node: every message between
+    /// nodes carries the sender's clock.
+    pub(crate) async fn after(&self, token: Option<flotilla_proto::v1::Timestamp>) -> Result<(), Status> {
+        let Some(token) = token else { return Ok(()) };
+        self.router.reach(token.into(), self.deadline).await.map_err(|error| super::refusal::of_kv(&error))
+    }
+
     /// The caller's request id, or a fresh one.
     pub(crate) fn request_id(&self, given: Option<&Bytes>) -> Result<RequestId, Status> {
         match given {

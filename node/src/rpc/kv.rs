@@ -31,6 +31,7 @@ impl Kv for KvService {
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
         let entered = self.door.enter(Method::Get, request.metadata())?;
         let key = self.door.key(&request.get_ref().key)?;
+        entered.after(request.get_ref().after).await?;
         let answer = match request.get_ref().at {
             None => entered.router.get(key, entered.deadline).await,
             Some(at) => entered.router.get_at(key, at.into(), entered.deadline).await,
@@ -43,6 +44,7 @@ impl Kv for KvService {
     async fn put(&self, request: Request<v1::PutRequest>) -> Answer<v1::PutResponse> {
         let entered = self.door.enter(Method::Put, request.metadata())?;
         let put = request.into_inner();
+        entered.after(put.after).await?;
         let key = self.door.key(&put.key)?;
         self.door.value(&put.value)?;
         let _bytes = self.door.request(put.key.len() + put.value.len())?;
@@ -53,6 +55,7 @@ impl Kv for KvService {
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
         let entered = self.door.enter(Method::Delete, request.metadata())?;
         let delete = request.into_inner();
+        entered.after(delete.after).await?;
         let key = self.door.key(&delete.key)?;
         let (_, timestamp) = write(&entered, delete.request_id.as_ref(), Write::Delete { key }).await?;
         Ok(Response::new(v1::DeleteResponse { timestamp }))
@@ -61,9 +64,14 @@ impl Kv for KvService {
     async fn delete_range(&self, request: Request<v1::DeleteRangeRequest>) -> Answer<v1::DeleteRangeResponse> {
         let entered = self.door.enter(Method::DeleteRange, request.metadata())?;
         let delete = request.into_inner();
+        entered.after(delete.after).await?;
         let span = self.door.span(&delete.start, delete.end.as_ref())?;
         let id = entered.request_id(delete.request_id.as_ref())?;
-        let deleted = entered.router.delete_range(id, span, delete.keys_max, entered.deadline).await;
+        let deleted = if delete.resumable {
+            entered.router.delete_range(id, span, delete.keys_max, entered.deadline).await
+        } else {
+            entered.router.delete_at_once(id, span, delete.keys_max, entered.deadline).await
+        };
         let deleted = deleted.map_err(|error| of_kv(&error))?;
         let resume = deleted.resume.as_ref().map(body).transpose()?;
         let timestamp = Some(wire(deleted.timestamp));
@@ -75,6 +83,7 @@ impl Kv for KvService {
     async fn scan(&self, request: Request<v1::ScanRequest>) -> Answer<Self::ScanStream> {
         let entered = self.door.enter(Method::Scan, request.metadata())?;
         let scan = request.into_inner();
+        entered.after(scan.after).await?;
         let span = self.door.span(&scan.start, scan.end.as_ref())?;
         let default = self.door.config.limits.scan_chunk_bytes as u64;
         let bytes_max = if scan.chunk_bytes == 0 { default } else { scan.chunk_bytes.min(default) };
@@ -92,6 +101,7 @@ impl Kv for KvService {
     ) -> Answer<v1::CompareAndSwapResponse> {
         let entered = self.door.enter(Method::CompareAndSwap, request.metadata())?;
         let swap = request.into_inner();
+        entered.after(swap.after).await?;
         let key = self.door.key(&swap.key)?;
         let values = [swap.expected.as_ref(), swap.new.as_ref()];
         values.iter().flatten().try_for_each(|value| self.door.value(value))?;
@@ -112,6 +122,7 @@ impl Kv for KvService {
     async fn batch(&self, request: Request<v1::BatchRequest>) -> Answer<v1::BatchResponse> {
         let entered = self.door.enter(Method::Batch, request.metadata())?;
         let batch = request.into_inner();
+        entered.after(batch.after).await?;
         let (ops, _bytes) = self.ops(batch.ops)?;
         let (_, timestamp) = write(&entered, batch.request_id.as_ref(), Write::Batch { ops }).await?;
         Ok(Response::new(v1::BatchResponse { timestamp }))
@@ -119,7 +130,8 @@ impl Kv for KvService {
 
     async fn increment(&self, request: Request<v1::IncrementRequest>) -> Answer<v1::IncrementResponse> {
         let entered = self.door.enter(Method::Increment, request.metadata())?;
-        let v1::IncrementRequest { key, by, request_id } = request.into_inner();
+        let v1::IncrementRequest { key, by, request_id, after } = request.into_inner();
+        entered.after(after).await?;
         let write_it = Write::Increment(Increment { key: self.door.key(&key)?, by });
         let (result, timestamp) = write(&entered, request_id.as_ref(), write_it).await?;
         let WriteResult::Number(value) = result else {

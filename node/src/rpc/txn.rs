@@ -8,7 +8,8 @@ use flotilla_kv::{Committed, KvError, Savepoint, ScanRequest, Txn, TxnHandle, Tx
 use flotilla_proto::reason::Reason;
 use flotilla_proto::v1::{self, txn_request::Step, txn_response::Answer};
 use flotilla_types::{
-    Compare, Key, OneShot, Outcome, RecordReader, RecordWriter, RequestId, Strength, TxnId, Wait, Whole, keys,
+    Compare, Key, OneShot, Outcome, RecordReader, RecordWriter, RequestId, Strength, Timestamp, TxnId, Wait, Whole,
+    keys,
 };
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -137,11 +138,25 @@ impl Conversation {
             priority: known::<v1::Priority>(begin.priority, "priority")?.into(),
             strict: begin.strict,
             token: begin.token.map(Into::into),
+            at: self.past(begin)?,
         };
         let txn = self.entered.router.begin(options)?;
         let txn_id = Bytes::copy_from_slice(&txn.id().0);
         self.txn = Some(txn);
         Ok(Answer::Begun(v1::TxnBegun { txn_id }))
+    }
+
+    /// When a transaction reads, if not now.
+    fn past(&self, begin: &v1::TxnBegin) -> Result<Option<Timestamp>, Failed> {
+        match (begin.at, begin.staleness_ms) {
+            (Some(_), 1..) => Err(refusal(Reason::Invalid, "at and staleness_ms exclude each other").into()),
+            (Some(at), 0) => Ok(Some(at.into())),
+            (None, 0) => Ok(None),
+            (None, ago) => {
+                let now = self.entered.router.clock().now().map_err(KvError::from)?;
+                Ok(Some(now.minus(Duration::from_millis(ago))))
+            }
+        }
     }
 
     async fn work(&mut self, txn: &mut Txn, step: Step, wait: Wait, deadline: Duration) -> Result<Answer, Failed> {
@@ -177,7 +192,7 @@ impl Conversation {
             }
             Step::DeleteRange(delete) => {
                 let span = door.span(&delete.start, delete.end.as_ref())?;
-                Answer::Deleted(txn.delete_range(span, wait, deadline).await?)
+                Answer::Deleted(txn.delete_range(span, 0, wait, deadline).await?.0)
             }
             Step::CompareAndSet(v1::TxnCompareAndSet { key, expected, new }) => {
                 expected.iter().chain(&new).try_for_each(|value| door.value(value))?;
@@ -279,7 +294,8 @@ pub(super) async fn transact(
     entered: &Entered,
     request: v1::TransactRequest,
 ) -> Result<v1::TransactResponse, Status> {
-    let v1::TransactRequest { compare, then, otherwise, request_id } = request;
+    let v1::TransactRequest { compare, then, otherwise, request_id, after } = request;
+    entered.after(after).await?;
     let mut bytes = 0;
     let compares = compare.into_iter().map(|v1::Compare { key, expected }| {
         expected.iter().try_for_each(|value| door.value(value))?;

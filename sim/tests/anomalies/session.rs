@@ -261,7 +261,7 @@ async fn operate(txn: &mut Txn, deed: Deed, deadline: Duration) -> Result<Said, 
         }
         Deed::DeleteRange(from, to) => {
             let span = KeySpan { start: key(&from), end: key(&to) };
-            let removed = txn.delete_range(span, Wait::Block, deadline).await?;
+            let (removed, _) = txn.delete_range(span, 0, Wait::Block, deadline).await?;
             Said::Saw(format!("{from}..{to}"), format!("{removed} deleted"))
         }
         Deed::Put(_, Value::Read(..)) | Deed::Savepoint | Deed::RollbackTo | Deed::Commit | Deed::Rollback => {
