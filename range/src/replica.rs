@@ -380,7 +380,14 @@ impl Replica {
                     entry += body.len();
                     turn += body.len();
                     commands.push(EntryCommand { request: id, body });
-                    callers.push(Proposed { token: Some(open.token), latch, reply, deadline: open.deadline });
+                    let mut token = Some(open.token);
+                    if transact::is_pipelined(&open.request.command) {
+                        // Whether it comes to pass its coordinator finds out.
+                        token = None;
+                        let held = Held { token: open.token, reply: reply.clone(), deadline: open.deadline };
+                        self.give(ctx, held, effects);
+                    }
+                    callers.push(Proposed { token, latch, reply, deadline: open.deadline });
                     continue;
                 }
                 Ok(Evaluated::Answer(reply)) => Ok(reply),

@@ -196,6 +196,7 @@ impl Host {
         let txn = TxnConfig {
             one_phase: env.random.random_bool(0.7),
             parallel_commit: env.random.random_bool(0.7),
+            pipelining: env.random.random_bool(0.7),
             local: env.random.random_bool(0.7),
             ..TxnConfig::default()
         };

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_types::{
-    Claim, Command, EndKind, EndTxn, Increment, Key, Outcome, RangeDescriptor, RangeReply, RecordOp, Reply, Row, Seq,
-    Staged, Timestamp, TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnRefusal, Wait,
+    Claim, Command, EndKind, EndTxn, Increment, Key, KeySpan, Outcome, RangeDescriptor, RangeReply, RecordOp, Reply,
+    Row, Seq, SeqRange, Staged, Timestamp, TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnRefusal, Wait,
 };
 use futures::future::{OptionFuture, join, join_all};
 
@@ -18,8 +18,8 @@ use crate::send::{Cut, Failed, Place};
 use crate::{KvError, Router};
 
 /// Writes that a record may name as under way, and bytes of their keys. Beyond, the record is written after them.
-const IN_FLIGHT_MAX: usize = 512;
-const IN_FLIGHT_BYTES: usize = 64 << 10;
+pub(super) const IN_FLIGHT_MAX: usize = 512;
+pub(super) const IN_FLIGHT_BYTES: usize = 64 << 10;
 
 /// Writes of different keys.
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Txn {
                 match answer {
                     Ok(reply) => {
                         let (TxnAnswer::Row(row), _) = self.took(reply)? else { return Err(self.strange()) };
-                        self.reads.insert(flotilla_types::KeySpan::point(key.clone()));
+                        self.reads.insert(KeySpan::point(key.clone()));
                         found.insert(key, row);
                     }
                     Err(Failed::Uncertain(existing)) => {
@@ -120,7 +120,7 @@ impl Txn {
         let record = stage.then(|| {
             let in_flight = writes.keys().map(|key| Claim { key: key.clone(), seq: header.seq }).collect();
             let lock_spans = spans(&self.beating.locks());
-            stage_record(&router, &header.meta, Staged { at, in_flight }, lock_spans, deadline)
+            self::stage(&router, &header.meta, at, in_flight, Vec::new(), lock_spans, deadline)
         });
         self.staged = stage;
         let lays = lay_all(&router, &header, writes.blind, deadline);
@@ -158,7 +158,7 @@ impl Txn {
     }
 
     /// What the record said to being staged: whether it is.
-    fn judge_record(&mut self, record: Option<Result<Reply, Failed>>) -> Result<bool, KvError> {
+    pub(super) fn judge_record(&mut self, record: Option<Result<Reply, Failed>>) -> Result<bool, KvError> {
         match record {
             None => Ok(false),
             Some(Ok(Reply::Staged)) => Ok(true),
@@ -179,7 +179,7 @@ impl Txn {
         if let (Some(clock), Some(locked)) = (&mut self.clock, locked) {
             clock.write = clock.write.max(locked);
         }
-        self.reads.insert(flotilla_types::KeySpan::point(key.clone()));
+        self.reads.insert(KeySpan::point(key.clone()));
         laid.numbers.insert(key, value);
         Ok(())
     }
@@ -258,16 +258,19 @@ async fn ask(
     Ok(router.send(&Place::Of(key.clone()), deadline, cut).await?.0)
 }
 
-async fn stage_record(
+/// Writes the record of a transaction that is committed if these writes are there.
+pub(super) async fn stage(
     router: &Router,
     meta: &TxnMeta,
-    staged: Staged,
-    lock_spans: Vec<flotilla_types::KeySpan>,
+    at: Timestamp,
+    in_flight: Vec<Claim>,
+    ignored: Vec<SeqRange>,
+    lock_spans: Vec<KeySpan>,
     deadline: Duration,
 ) -> Result<Reply, Failed> {
-    let (meta, kind) = (meta.clone(), EndKind::Stage(staged));
-    let end = EndTxn { meta, kind, lock_spans, ignored: Vec::new(), local: Vec::new(), held: None };
-    let op = RecordOp::End(end);
+    let (meta, kind) = (meta.clone(), EndKind::Stage(Staged { at, in_flight }));
+    let (local, proofs) = (Vec::new(), Vec::new());
+    let op = RecordOp::End(EndTxn { meta, kind, lock_spans, ignored, local, proofs, held: None });
     let cut = |_: &RangeDescriptor| Cut::Ask(Command::Record(Box::new(op.clone())));
     Ok(router.send(&Place::Of(op.meta().anchor.clone()), deadline, cut).await?.0.reply)
 }

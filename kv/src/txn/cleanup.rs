@@ -52,6 +52,7 @@ impl Router {
                     lock_spans: spans(&locks.iter().cloned().collect()),
                     ignored: ignored.clone(),
                     local: Vec::new(),
+                    proofs: Vec::new(),
                     held: None,
                 };
                 // Else whoever meets the locks, or the record, proves it.
@@ -71,8 +72,15 @@ impl Router {
             async move {
                 let until = router.shared.clock.mono() + PATIENCE;
                 let lock_spans = spans(&locks.iter().cloned().collect());
-                let (kind, ignored_none, local) = (EndKind::Abort, Vec::new(), Vec::new());
-                let end = EndTxn { meta: meta.clone(), kind, lock_spans, ignored: ignored_none, local, held: None };
+                let end = EndTxn {
+                    meta: meta.clone(),
+                    kind: EndKind::Abort,
+                    lock_spans,
+                    ignored: Vec::new(),
+                    local: Vec::new(),
+                    proofs: Vec::new(),
+                    held: None,
+                };
                 let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
                 while router.shared.clock.mono() < until {
                     let deadline = router.shared.clock.mono() + TRY;

@@ -41,7 +41,12 @@ impl Txn {
                 super::count_commit("read_only");
                 self.stamps()?.read
             }
-            Some(meta) => self.commit_record(&meta, deadline).await?,
+            Some(meta) => match self.commit_record(&meta, deadline).await {
+                Err(error) if !matches!(error, KvError::CommitUnknown { .. }) => {
+                    self.give_up_staged(error, deadline).await?
+                }
+                done => done?,
+            },
         };
         self.phase = Phase::Ended;
         self.await_clock(at, deadline).await?;
@@ -89,7 +94,20 @@ impl Txn {
             if self.is_serializable() {
                 self.refresh_to(at, deadline).await?;
             }
+            if !self.in_flight.is_empty() && !self.is_in_one_range(deadline).await? {
+                let committed = self.commit_in_parallel(meta, at, deadline).await?;
+                if let Some(at) = committed {
+                    self.committed_by_stage(at);
+                    super::count_commit("parallel");
+                    return Ok(at);
+                }
+                continue;
+            }
             match self.end(meta, EndKind::Commit(at), deadline).await {
+                Err(Failed::Kv(KvError::CrossesRanges { .. })) => {
+                    // It was cut meanwhile.
+                    self.prove_in(&KeySpan::ALL, deadline).await?;
+                }
                 Ok(Outcome::Committed { at }) => {
                     self.beating.stop();
                     return Ok(at);
@@ -119,11 +137,16 @@ impl Txn {
         let all = all.map(|(first, last)| KeySpan { start: first.clone(), end: last.next() });
         let few = locks.len() <= LOCAL_MAX && self.router.shared.config.txn.local;
         let mut local = false;
+        let proofs = if matches!(kind, EndKind::Commit(_)) { self.claims() } else { Vec::new() };
         let cut = |owner: &RangeDescriptor| {
             local = few && all.as_ref().is_some_and(|all| owner.span.covers(all));
+            if !local && !proofs.is_empty() {
+                return Cut::Refuse(KvError::CrossesRanges { boundary: owner.span.end.clone() });
+            }
             let end = EndTxn {
                 meta: meta.clone(),
                 kind: kind.clone(),
+                proofs: proofs.clone(),
                 held: self.held,
                 lock_spans: lock_spans.clone(),
                 ignored: self.ignored.clone(),
@@ -140,6 +163,20 @@ impl Txn {
             }
         }
         Ok(outcome)
+    }
+
+    /// Whether all its locks can be resolved with the record, and what is under way be proven there.
+    async fn is_in_one_range(&self, deadline: Duration) -> Result<bool, KvError> {
+        let hull = {
+            let locks = self.beating.locks();
+            let few = locks.len() <= LOCAL_MAX && self.router.shared.config.txn.local;
+            let (Some(first), Some(last)) = (locks.first(), locks.last()) else { return Ok(true) };
+            few.then(|| KeySpan { start: first.clone(), end: last.next() })
+        };
+        match hull {
+            Some(hull) => self.router.is_one_range(&hull, deadline).await,
+            None => Ok(false),
+        }
     }
 
     /// A commit was sent and no answer came: somebody finds out behind the caller's back.

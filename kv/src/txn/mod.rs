@@ -5,6 +5,7 @@
 //!    │        met something newer ──► refresh: is what was read still true up there?   (refresh.rs)
 //!    │ commit ──► refresh ──► EndTxn ──► the record's word             (commit.rs)
 //!    │                                     └──► locks resolved, record collected, behind the caller's back (cleanup.rs)
+//!    ├ writes that look at nothing are answered early, and proven later (pipeline.rs)
 //!    └ heartbeats from the first lock on                               (heartbeat.rs)
 //!
 //!   one-shots: made and redone here until they pass, all at once       (one_shot.rs, at_once.rs)
@@ -20,9 +21,11 @@ mod commit;
 mod heartbeat;
 mod one_shot;
 mod operate;
+mod pipeline;
 mod push;
 mod refresh;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,13 +63,22 @@ pub struct TxnConfig {
     pub one_phase: bool,
     /// What is known as a whole writes its record beside its writes.
     pub parallel_commit: bool,
+    /// A write that looks at nothing is answered before it is applied, and proven later.
+    pub pipelining: bool,
     /// Locks that all lie in the record's range are resolved in the step that commits.
     pub local: bool,
 }
 
 impl Default for TxnConfig {
     fn default() -> Self {
-        Self { locks_max: 262_144, bytes_max: 64 << 20, one_phase: true, parallel_commit: true, local: true }
+        Self {
+            locks_max: 262_144,
+            bytes_max: 64 << 20,
+            one_phase: true,
+            parallel_commit: true,
+            pipelining: true,
+            local: true,
+        }
     }
 }
 
@@ -125,6 +137,8 @@ pub struct Txn {
     /// Where the record will lie, if that is known before the first lock.
     anchor: Option<Key>,
     beating: Arc<Beating>,
+    /// Writes that were answered before they were applied, and not proven since.
+    in_flight: BTreeMap<Key, Seq>,
     /// The step under way, and its first key: it may have locked something.
     sending: Option<(TxnMeta, Key)>,
     /// Its record may be staged.
@@ -255,6 +269,7 @@ impl Router {
             bytes: 0,
             anchor: None,
             beating: Arc::default(),
+            in_flight: BTreeMap::new(),
             sending: None,
             staged: false,
             held: None,
@@ -305,6 +320,8 @@ impl Txn {
             return Err(aborted());
         }
         self.savepoints.truncate(at + 1);
+        // What is taken back need not be there.
+        self.in_flight.retain(|_, seq| *seq <= savepoint.0);
         if self.seq > savepoint.0 {
             self.ignored.push(SeqRange { from: savepoint.0.next(), to: self.seq });
         }
@@ -366,11 +383,12 @@ struct Call {
     locks: bool,
     /// It goes on with what another one began.
     is_piece: bool,
+    pipelined: bool,
 }
 
 impl Call {
     const fn of(wait: Wait, deadline: Duration) -> Self {
-        Self { wait, deadline, locks: false, is_piece: false }
+        Self { wait, deadline, locks: false, is_piece: false, pipelined: false }
     }
 }
 

@@ -287,11 +287,7 @@ impl Txn {
                 self.await_clock(at, deadline).await?;
                 at
             }
-            None => match self.commit_now(deadline).await {
-                Ok(committed) => committed.at,
-                Err(error @ KvError::CommitUnknown { .. }) => return Err(error),
-                Err(error) => self.give_up_staged(error, deadline).await?,
-            },
+            None => self.commit_now(deadline).await?.at,
         };
         let rows = branch.iter().map(|step| match step {
             OneShot::Get(key) => found.get(key).cloned().flatten(),

@@ -62,10 +62,15 @@ impl Txn {
         deadline: Duration,
     ) -> Result<(), KvError> {
         let was_read = self.reads.may_hold(&key);
-        match self.point(TxnOp::Write { key, value, was_read }, Call::of(wait, deadline)).await? {
-            TxnAnswer::Written => Ok(()),
-            _ => Err(self.strange()),
+        let pipelined = !was_read && self.may_pipeline();
+        let call = Call { pipelined, ..Call::of(wait, deadline) };
+        let TxnAnswer::Written = self.point(TxnOp::Write { key: key.clone(), value, was_read }, call).await? else {
+            return Err(self.strange());
+        };
+        if pipelined {
+            self.in_flight.insert(key, self.seq);
         }
+        Ok(())
     }
 
     /// Sets or removes a key if its value is what the caller expects. Returns whether it was, and what was there if not.
@@ -109,6 +114,7 @@ impl Txn {
         wait: Wait,
         deadline: Duration,
     ) -> Result<(u64, Option<Key>), KvError> {
+        self.prove_in(&span, deadline).await?;
         let (mut rest, mut removed) = (span, 0);
         let keys_max = if keys_max == 0 { u64::MAX } else { keys_max };
         while rest.start < rest.end {
@@ -144,6 +150,7 @@ impl Txn {
         }
         self.check_active()?;
         self.stamps()?;
+        self.prove_in(&request.span, deadline).await?;
         let by_statement = self.options.isolation == Isolation::ReadCommitted && self.options.at.is_none();
         loop {
             if by_statement {
@@ -223,6 +230,7 @@ impl Txn {
             _ => 0,
         };
         let call = Call { locks: op.locks(), ..call };
+        self.prove_in(&span, call.deadline).await?;
         let (answer, locked) = self.step(&span.start, call, |_| Some(op.clone())).await?;
         if op.reads() {
             self.reads.insert(span.clone());
@@ -313,7 +321,8 @@ impl Txn {
             if self.beating.is_aborted() {
                 return Err(aborted());
             }
-            let header = self.header(first, statement, call.wait)?;
+            let mut header = self.header(first, statement, call.wait)?;
+            header.pipelined = call.pipelined;
             // Should the caller go in the middle, what was on its way is cleared, too.
             self.sending = call.locks.then(|| (header.meta.clone(), first.clone()));
             let sent = self.router.send(place, call.deadline, |owner| match cut(owner) {
@@ -392,6 +401,7 @@ impl Txn {
             keep_from,
             can_forward,
             wait,
+            pipelined: false,
         })
     }
 

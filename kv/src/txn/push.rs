@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use flotilla_types::{
-    Command, Edge, Isolation, Key, KeySpan, Outcome, Priority, PushResult, PushTxn, QueryTxn, RangeDescriptor,
-    RecordOp, Reply, RequestId, Seq, SeqRange, Staged, Timestamp, TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnState, Wait,
-    Waiter,
+    Edge, Isolation, Key, KeySpan, Outcome, Priority, PushResult, PushTxn, QueryTxn, RecordOp, Reply, RequestId, Seq,
+    SeqRange, Staged, Timestamp, TxnHeader, TxnMeta, TxnState, Wait, Waiter,
 };
 use futures::FutureExt;
-use futures::future::try_join_all;
 
-use crate::send::{Cut, Place};
+use crate::send::Place;
 use crate::{KvError, Router};
 
 /// How long a push may take; whoever waits pushes again.
@@ -20,8 +18,6 @@ const CLEARED_WITHIN: Duration = Duration::from_secs(60);
 
 /// So many locks of one transaction are probably not all that it left in their range.
 const MANY: usize = 8;
-/// Writes that are looked for at once.
-const PROOFS_AT_ONCE: usize = 64;
 
 impl Router {
     /// Asks the record of a transaction that has these keys locked to let the pusher pass. If it has ended, its locks on the
@@ -117,25 +113,9 @@ impl Router {
             keep_from: Seq::default(),
             can_forward: false,
             wait: Wait::Error,
+            pipelined: false,
         };
-        let mut proven = true;
-        for claims in staged.in_flight.chunks(PROOFS_AT_ONCE) {
-            let proofs = claims.iter().map(|claim| {
-                let op = TxnOp::Prove { key: claim.key.clone(), seq: claim.seq, at: staged.at };
-                let cut = {
-                    let header = Box::new(header.clone());
-                    move |_: &RangeDescriptor| Cut::Ask(Command::Txn { header: header.clone(), op: op.clone() })
-                };
-                let place = Place::Of(claim.key.clone());
-                async move { self.send(&place, deadline, cut).await }
-            });
-            for proof in try_join_all(proofs).await? {
-                proven &= matches!(proof.0.reply, Reply::Txn { answer: TxnAnswer::Proven(true), .. });
-            }
-            if !proven {
-                break;
-            }
-        }
+        let proven = self.prove(&header, &staged.in_flight, deadline).await?.is_none();
         let verdict = RecordOp::Recover { meta: meta.clone(), at: staged.at, proven };
         let what = if proven { "committed" } else { "aborted" };
         metrics::counter!("flotilla_txn_recoveries_total", "found" => what).increment(1);

@@ -116,6 +116,7 @@ impl TryFrom<wire::RangeError> for RangeError {
             | Kind::LockHeld
             | Kind::LockTimeout
             | Kind::StaleWrite
+            | Kind::IntentMissing
             | Kind::AlreadyCommitted => return Err(WireError::new("a transaction's error is malformed")),
         })
     }

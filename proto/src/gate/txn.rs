@@ -151,6 +151,7 @@ impl From<&TxnHeader> for wire::TxnHeader {
             keep_from: header.keep_from.0,
             can_forward: header.can_forward,
             wait: v1::WaitPolicy::from(header.wait).into(),
+            pipelined: header.pipelined,
         }
     }
 }
@@ -175,6 +176,7 @@ impl TryFrom<wire::TxnHeader> for TxnHeader {
             keep_from: Seq(header.keep_from),
             can_forward: header.can_forward,
             wait,
+            pipelined: header.pipelined,
         })
     }
 }
@@ -291,6 +293,7 @@ pub(super) fn record_out(op: &RecordOp) -> range_request::Command {
             commit_at: if let EndKind::Commit(at) = end.kind { Some(at.into()) } else { None },
             stage: if let EndKind::Stage(staged) = &end.kind { Some(staged_out(staged)) } else { None },
             held: end.held,
+            proofs: end.proofs.iter().map(claim_out).collect(),
             lock_spans: spans_out(&end.lock_spans),
             ignored: ignored_out(&end.ignored),
             local: end.local.iter().map(key_out).collect(),
@@ -319,6 +322,7 @@ pub(super) fn record_in(step: wire::TxnRecordStep) -> Result<Command, WireError>
                 (None, None) => EndKind::Abort,
             },
             held: end.held,
+            proofs: end.proofs.into_iter().map(claim_in).collect::<Result<_, _>>()?,
             lock_spans: spans_in(end.lock_spans)?,
             ignored: ignored_in(end.ignored),
             local: end.local.into_iter().map(key_in).collect::<Result<_, _>>()?,
@@ -338,14 +342,20 @@ pub(super) fn record_in(step: wire::TxnRecordStep) -> Result<Command, WireError>
     Ok(Command::Record(Box::new(op)))
 }
 
+fn claim_out(claim: &Claim) -> wire::Claim {
+    wire::Claim { key: key_out(&claim.key), seq: claim.seq.0 }
+}
+
+fn claim_in(claim: wire::Claim) -> Result<Claim, WireError> {
+    Ok(Claim { key: key_in(claim.key)?, seq: Seq(claim.seq) })
+}
+
 pub(super) fn staged_out(staged: &Staged) -> wire::Staged {
-    let claim = |claim: &Claim| wire::Claim { key: key_out(&claim.key), seq: claim.seq.0 };
-    wire::Staged { at: Some(staged.at.into()), in_flight: staged.in_flight.iter().map(claim).collect() }
+    wire::Staged { at: Some(staged.at.into()), in_flight: staged.in_flight.iter().map(claim_out).collect() }
 }
 
 pub(super) fn staged_in(staged: wire::Staged) -> Result<Staged, WireError> {
-    let claim = |claim: wire::Claim| Ok(Claim { key: key_in(claim.key)?, seq: Seq(claim.seq) });
-    let in_flight = staged.in_flight.into_iter().map(claim).collect::<Result<_, WireError>>()?;
+    let in_flight = staged.in_flight.into_iter().map(claim_in).collect::<Result<_, _>>()?;
     Ok(Staged { at: time_in(staged.at, "when a transaction would commit")?, in_flight })
 }
 
@@ -517,6 +527,7 @@ pub(super) fn refusal_out(refusal: TxnRefusal) -> wire::RangeError {
         TxnRefusal::Aborted => of(Kind::TxnAborted),
         TxnRefusal::LockHeld(locked) => by(Kind::LockHeld, &locked),
         TxnRefusal::LockTimeout(locked) => by(Kind::LockTimeout, &locked),
+        TxnRefusal::IntentMissing { key } => about(Kind::IntentMissing, &key),
         TxnRefusal::StaleWrite { key } => about(Kind::StaleWrite, &key),
         TxnRefusal::AlreadyCommitted { at: committed, held } => {
             wire::RangeError { held, ..at(Kind::AlreadyCommitted, committed) }
@@ -537,6 +548,7 @@ pub(super) fn refusal_in(error: &wire::RangeError) -> Result<Option<TxnRefusal>,
         Kind::TxnAborted => TxnRefusal::Aborted,
         Kind::LockHeld => TxnRefusal::LockHeld(by()?),
         Kind::LockTimeout => TxnRefusal::LockTimeout(by()?),
+        Kind::IntentMissing => TxnRefusal::IntentMissing { key: key()? },
         Kind::StaleWrite => TxnRefusal::StaleWrite { key: key()? },
         Kind::AlreadyCommitted => TxnRefusal::AlreadyCommitted { at: timestamp()?, held: error.held },
         _ => return Ok(None),

@@ -36,6 +36,7 @@ fn header(wait: Wait) -> TxnHeader {
         keep_from: Seq(1),
         can_forward: true,
         wait,
+        pipelined: wait == Wait::Error,
     }
 }
 
@@ -67,7 +68,8 @@ pub(super) fn commands() -> Vec<Command> {
     };
     let end = |kind, local| {
         let (meta, lock_spans) = (meta(Isolation::ReadCommitted, Priority::Low), vec![span()]);
-        record(RecordOp::End(EndTxn { meta, kind, lock_spans, ignored: Vec::new(), local, held: Some(true) }))
+        let proofs = vec![Claim { key: key(2), seq: Seq(8) }];
+        record(RecordOp::End(EndTxn { meta, kind, lock_spans, ignored: Vec::new(), local, proofs, held: Some(true) }))
     };
     let push = |kind, pusher| {
         let (pushee, priority) = (meta(Isolation::Serializable, Priority::Normal), Priority::High);
@@ -161,6 +163,7 @@ pub(super) fn errors() -> Vec<RangeError> {
         TxnRefusal::LockHeld(by()),
         TxnRefusal::LockTimeout(by()),
         TxnRefusal::StaleWrite { key: key(1) },
+        TxnRefusal::IntentMissing { key: key(1) },
         TxnRefusal::AlreadyCommitted { at: at(2), held: None },
         TxnRefusal::AlreadyCommitted { at: at(2), held: Some(true) },
     ];

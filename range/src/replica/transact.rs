@@ -70,6 +70,11 @@ pub(super) fn all_records() -> KeySpan {
     KeySpan { start: Key::new(vec![0xff]), end: Key::new(vec![0xff; 18]) }
 }
 
+/// Whether a request is answered as soon as it is proposed.
+pub(super) fn is_pipelined(command: &RangeCommand) -> bool {
+    matches!(command, RangeCommand::Txn { header, op: TxnOp::Write { .. } } if header.pipelined)
+}
+
 /// What a request of a transaction latches.
 pub(super) fn latches(command: &RangeCommand, span: KeySpan) -> Vec<(KeySpan, Access)> {
     match command {
@@ -85,8 +90,9 @@ pub(super) fn latches(command: &RangeCommand, span: KeySpan) -> Vec<(KeySpan, Ac
             if meta.is_one_shot() {
                 spans.push((record_latch(meta.commit_id.0), Access::Write));
             }
-            if let RecordOp::End(EndTxn { local, .. }) = &**op {
-                spans.extend(local.iter().map(|key| (KeySpan::point(key.clone()), Access::Write)));
+            if let RecordOp::End(EndTxn { local, proofs, .. }) = &**op {
+                let proofs = proofs.iter().map(|claim| &claim.key).filter(|key| !local.contains(key));
+                spans.extend(local.iter().chain(proofs).map(|key| (KeySpan::point(key.clone()), Access::Write)));
             }
             spans
         }

@@ -304,7 +304,7 @@ impl Evaluation<'_> {
     /// Whether a write is there. The caller sees to it that a missing one cannot come any more.
     fn prove(&self, key: &Key, seq: Seq, at: Timestamp) -> Result<Evaluated, Failed> {
         let own = self.own(&self.locks_of(key)?);
-        let there = own.is_some_and(|own| own.strength == Strength::Intent && own.seq == seq && own.ts <= at);
+        let there = own.is_some_and(|own| proves(&own, seq, at));
         Ok(Evaluated::Answer(self.reply(TxnAnswer::Proven(there), None)))
     }
 
@@ -404,6 +404,11 @@ impl Evaluation<'_> {
         }
         Ok(Evaluated::Answer(self.reply(TxnAnswer::Refreshed, None)))
     }
+}
+
+/// Whether a lock is the intent of this write, at or below a timestamp.
+pub(crate) fn proves(lock: &LockRecord, seq: Seq, at: Timestamp) -> bool {
+    lock.strength == Strength::Intent && lock.seq == seq && lock.ts <= at
 }
 
 fn visible(key: &Key, version: Option<Version>) -> Option<Row> {

@@ -7,13 +7,14 @@
 use std::time::Duration;
 
 use flotilla_storage::engine::Reader;
-use flotilla_storage::keys;
+use flotilla_storage::{keys, locks};
 use flotilla_types::{
     EndKind, EndTxn, FinishedTxn, Isolation, KeySpan, Outcome, PushKind, PushResult, PushTxn, RangeError, RangeId,
     RangeReply, RecordOp, Reply, RequestId, SeqRange, Staged, Timestamp, TxnId, TxnMeta, TxnRecord, TxnRefusal,
     TxnState, TxnStatus,
 };
 
+use super::ops::proves;
 use super::resolve;
 use crate::edit::Edit;
 use crate::evaluate::{Evaluated, Failed};
@@ -187,6 +188,15 @@ impl Rules {
         // What was staged has passed the marker, and nobody who met it since went below.
         if commit_at <= self.marker && staged != Some(commit_at) {
             return Err(Failed::Answer(RangeError::Txn(TxnRefusal::Pushed { above: self.marker })));
+        }
+        for claim in &end.proofs {
+            let there = locks::of_key(reader, &claim.key)?
+                .into_iter()
+                .any(|lock| lock.txn.id == meta.id && proves(&lock, claim.seq, commit_at));
+            if !there {
+                let key = claim.key.clone();
+                return Err(Failed::Answer(RangeError::Txn(TxnRefusal::IntentMissing { key })));
+            }
         }
         match &end.kind {
             // At most one per transaction: this is a copy.

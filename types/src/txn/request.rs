@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use thiserror::Error;
 
-use super::{Isolation, Outcome, Seq, SeqRange, Staged, Strength, TxnMeta, Wait};
+use super::{Claim, Isolation, Outcome, Seq, SeqRange, Staged, Strength, TxnMeta, Wait};
 use crate::{Key, KeySpan, Priority, Row, ScanResult, Timestamp, TxnId};
 
 /// What goes with every operation of a transaction.
@@ -28,6 +28,8 @@ pub struct TxnHeader {
     pub can_forward: bool,
     /// What to do at a foreign lock.
     pub wait: Wait,
+    /// A write is answered before it is applied: its coordinator proves it later.
+    pub pipelined: bool,
 }
 
 /// An operation of a transaction on keys of one range.
@@ -189,6 +191,8 @@ pub struct EndTxn {
     pub ignored: Vec<SeqRange>,
     /// All its locks, if all lie in the anchor's range: they are resolved in the same step. Else empty.
     pub local: Vec<Key>,
+    /// Writes that nobody has proven yet, all in the anchor's range: it commits only if they are there.
+    pub proofs: Vec<Claim>,
     /// Of a conditional transaction: whether its comparisons held.
     pub held: Option<bool>,
 }
@@ -368,6 +372,12 @@ pub enum TxnRefusal {
     /// The lock was held until the deadline.
     #[error("{} was locked by transaction {} until the deadline", .0.key, .0.holder)]
     LockTimeout(LockedBy),
+    /// A write that was answered before it was applied is not there.
+    #[error("the transaction's write of {key} was lost")]
+    IntentMissing {
+        /// Which key.
+        key: Key,
+    },
     /// A late copy: the transaction has written the key since. Nobody waits for the answer.
     #[error("{key} was written by a later step of the same transaction")]
     StaleWrite {
@@ -389,7 +399,10 @@ impl TxnRefusal {
     #[must_use]
     pub const fn key(&self) -> Option<&Key> {
         match self {
-            Self::WriteTooOld { key, .. } | Self::RefreshFailed { key, .. } | Self::StaleWrite { key } => Some(key),
+            Self::WriteTooOld { key, .. }
+            | Self::RefreshFailed { key, .. }
+            | Self::IntentMissing { key }
+            | Self::StaleWrite { key } => Some(key),
             Self::LockHeld(by) | Self::LockTimeout(by) => Some(&by.key),
             Self::Pushed { .. } | Self::Aborted | Self::AlreadyCommitted { .. } => None,
         }
@@ -462,9 +475,10 @@ impl RecordOp {
     #[must_use]
     pub fn span(&self) -> KeySpan {
         let anchor = &self.meta().anchor;
-        let local = if let Self::End(end) = self { &end.local[..] } else { &[] };
-        let first = local.iter().chain([anchor]).min().unwrap_or(anchor);
-        let last = local.iter().chain([anchor]).max().unwrap_or(anchor);
+        let (local, proofs) =
+            if let Self::End(end) = self { (&end.local[..], &end.proofs[..]) } else { (&[][..], &[][..]) };
+        let keys = || local.iter().chain(proofs.iter().map(|claim| &claim.key)).chain([anchor]);
+        let (first, last) = (keys().min().unwrap_or(anchor), keys().max().unwrap_or(anchor));
         KeySpan { start: first.clone(), end: last.next() }
     }
 }
