@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/flotilla/target
 export CC := ccache cc
 export CXX := ccache c++
 
-.PHONY: demo test lint build sim bench e2e e2e-bank e2e-power e2e-failover e2e-idle packages
+.PHONY: demo test lint build sim bench e2e e2e-bank e2e-power e2e-failover e2e-idle e2e-latency packages
 
 # A cluster of NODES nodes on this machine, one of them killed under load; its last line tells what came of it.
 NODES ?= 3
@@ -60,6 +60,10 @@ e2e-failover: build
 
 e2e-idle: build
 	@scripts/e2e/run idle $(E2E)
+
+# What transactions cost with 10 ms between any two nodes (docs/performance.md).
+e2e-latency: build
+	@scripts/e2e/run latency $(E2E)
 
 packages:
 	@scripts/install-packages

@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_kv::{KvError, Router};
+use flotilla_kv::{KvError, Router, TxnConfig};
 use flotilla_types::{Key, RangeError, RangeId, StoreId, Write, WriteResult};
 
+use crate::disk::Disk;
 use crate::time::lock;
 use crate::world::World;
 
@@ -47,7 +48,24 @@ impl Cluster {
     /// Stores 1 to `stores`, healthy, every range on the first three and led somewhere.
     #[must_use]
     pub fn new(seed: u64, stores: u64) -> Self {
-        let mut cluster = Self { world: World::new(seed, stores, 3), next_range: 100 };
+        Self::warmed_up(World::new(seed, stores, 3))
+    }
+
+    /// The same in as many datacenters: every message between two of them takes exactly `one_way`, every sync the same short
+    /// time, and the nodes are configured as the product is, so that what differs between two latencies is their messages.
+    #[must_use]
+    pub fn over_datacenters(seed: u64, stores: u64, one_way: Duration) -> Self {
+        let mut world = World::new(seed, stores, 3);
+        world.network.fixed = Some(one_way);
+        for host in world.hosts.values_mut() {
+            host.disk.sync_max = Disk::SYNC_MIN;
+            host.txn = Some(TxnConfig::default());
+        }
+        Self::warmed_up(world)
+    }
+
+    fn warmed_up(world: World) -> Self {
+        let mut cluster = Self { world, next_range: 100 };
         cluster.run_for(Duration::from_secs(6));
         cluster
     }

@@ -49,6 +49,9 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// The shortest sync. With this as `sync_max` all take just as long.
+    pub(crate) const SYNC_MIN: Duration = Duration::from_micros(100);
+
     pub(crate) fn new() -> Self {
         Self {
             engine: MemoryEngine::new(),
@@ -81,8 +84,10 @@ impl Disk {
             return None;
         }
         self.writing = Some(std::mem::take(&mut self.waiting));
-        let longest = u64::try_from(self.sync_max.as_micros()).unwrap_or(u64::MAX).max(101);
-        Some((time + Duration::from_micros(random.random_range(100..longest))).max(self.stalled_until))
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let (shortest, longest) = (micros(Self::SYNC_MIN), micros(self.sync_max));
+        let took = random.random_range(shortest..longest.max(shortest + 1));
+        Some((time + Duration::from_micros(took)).max(self.stalled_until))
     }
 
     /// The sync ended: who is told, and when the next one ends.

@@ -49,6 +49,8 @@ pub(crate) struct Network {
     pub(crate) doubling: f64,
     /// The longest way of a message that is not late.
     pub(crate) delay_max: Duration,
+    /// Every message between two stores takes exactly this long instead, as between datacenters.
+    pub(crate) fixed: Option<Duration>,
     /// How many come much later than that.
     pub(crate) lateness: f64,
 }
@@ -56,7 +58,7 @@ pub(crate) struct Network {
 impl Default for Network {
     fn default() -> Self {
         let (loss, doubling, lateness) = (0.0, 0.0, 0.0);
-        Self { cut: BTreeSet::new(), loss, doubling, delay_max: Duration::from_millis(3), lateness }
+        Self { cut: BTreeSet::new(), loss, doubling, delay_max: Duration::from_millis(3), fixed: None, lateness }
     }
 }
 
@@ -75,6 +77,9 @@ impl Network {
     }
 
     fn delay(&self, random: &mut ChaCha8Rng) -> Duration {
+        if let Some(fixed) = self.fixed {
+            return fixed;
+        }
         let longest = u64::try_from(self.delay_max.as_micros()).unwrap_or(u64::MAX).max(201);
         let delay = Duration::from_micros(random.random_range(200..longest));
         if self.lateness > 0.0 && random.random_bool(self.lateness) {
@@ -87,8 +92,8 @@ impl Network {
         self.cut.insert((from, to));
     }
 
-    /// All links work again.
+    /// All links work again. Stores that stand far apart still do.
     pub(crate) fn heal(&mut self) {
-        *self = Self::default();
+        *self = Self { fixed: self.fixed, ..Self::default() };
     }
 }

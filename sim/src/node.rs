@@ -122,6 +122,8 @@ pub(crate) struct Host {
     pub(crate) down_since: Duration,
     /// It must not start as itself any more.
     pub(crate) fenced: Option<String>,
+    /// How its router carries out transactions, if not as the dice say.
+    pub(crate) txn: Option<TxnConfig>,
 }
 
 /// The time and the dice of one call.
@@ -149,6 +151,7 @@ impl Host {
             is_full: false,
             down_since: Duration::ZERO,
             fenced: None,
+            txn: None,
         }
     }
 
@@ -193,13 +196,14 @@ impl Host {
         let transport = Arc::new(SimTransport { gateway: self.store, outbox: outbox.clone() });
         let kv_clock: Arc<dyn flotilla_kv::Clock> = clock.clone();
         // Each way to commit alone, and all together.
-        let txn = TxnConfig {
+        let drawn = TxnConfig {
             one_phase: env.random.random_bool(0.7),
             parallel_commit: env.random.random_bool(0.7),
             pipelining: env.random.random_bool(0.7),
             local: env.random.random_bool(0.7),
             ..TxnConfig::default()
         };
+        let txn = self.txn.unwrap_or(drawn);
         let config = RouterConfig { seed: env.random.random(), txn, ..RouterConfig::default() };
         let router = Router::new(Arc::clone(&transport) as _, kv_clock, transport, config);
         let suspicion = Suspicion::new(clock.physical(), env.time);
