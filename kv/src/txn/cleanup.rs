@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use flotilla_types::{
-    Command, EndKind, EndTxn, Isolation, Key, KeySpan, Outcome, Priority, QueryTxn, RangeDescriptor, RecordOp, Reply,
-    Resolve, ResolveTarget, SeqRange, Timestamp, TxnMeta, TxnState,
+    Command, EndKind, EndTxn, Isolation, Key, KeySpan, Outcome, Priority, QueryTxn, RangeDescriptor, RangeReply,
+    RecordOp, Reply, Resolve, ResolveTarget, SeqRange, Timestamp, TxnMeta, TxnState,
 };
 use futures::FutureExt;
 
@@ -40,23 +40,33 @@ impl Router {
         );
     }
 
-    /// A transaction is committed by what was staged: its record is told so, and its locks go.
+    /// A transaction is committed by what was staged: its record is told so, and its locks go, in the same step if all lie there.
     pub(crate) fn finish_staged(&self, meta: TxnMeta, at: Timestamp, ignored: Vec<SeqRange>, locks: Vec<Key>) {
         let router = self.clone();
         self.shared.tasks.spawn(
             async move {
                 let until = router.shared.clock.mono() + PATIENCE;
-                let end = EndTxn {
-                    meta: meta.clone(),
-                    kind: EndKind::Commit(at),
-                    lock_spans: spans(&locks.iter().cloned().collect()),
-                    ignored: ignored.clone(),
-                    local: Vec::new(),
-                    proofs: Vec::new(),
-                    held: None,
+                let lock_spans = spans(&locks.iter().cloned().collect());
+                let few = locks.len() <= KEYS_MAX && router.shared.config.txn.local;
+                let mut local = false;
+                let cut = |owner: &RangeDescriptor| {
+                    local = few && locks.iter().all(|key| owner.span.contains(key));
+                    let end = EndTxn {
+                        meta: meta.clone(),
+                        kind: EndKind::Commit(at),
+                        lock_spans: lock_spans.clone(),
+                        ignored: ignored.clone(),
+                        local: if local { locks.clone() } else { Vec::new() },
+                        proofs: Vec::new(),
+                        held: None,
+                    };
+                    Cut::Ask(Command::Record(Box::new(RecordOp::End(end))))
                 };
+                let ended = router.send(&Place::Of(meta.anchor.clone()), until, cut).await;
                 // Else whoever meets the locks, or the record, proves it.
-                if let Ok(Reply::Ended(outcome)) = router.ask_record(RecordOp::End(end), until).await {
+                if let Ok((RangeReply { reply: Reply::Ended(outcome), .. }, _)) = ended
+                    && !local
+                {
                     router.clean_up(meta, outcome, ignored, locks);
                 }
             }
