@@ -128,7 +128,8 @@ class Watch:
         # Known before it is sent: it may be done without an answer.
         with self.lock:
             self.written[key].add(value)
-        self.ask("write", chance, lambda node: node.kv.Put(timeout=2 * WRONG_SECONDS, key=key, value=value, request_id=request_id))
+        row = {"key": key, "value": value, "request_id": request_id}
+        self.ask("write", chance, lambda node: node.kv.Put(timeout=2 * WRONG_SECONDS, **row))
 
     def scan(self, chance):
         """All keys in one go: as long as locks are left it waits for them or clears them. The first quick one is the end."""
@@ -190,7 +191,8 @@ class Watch:
             print(f"{count} {what}s: longest {longest} ms, p99 {p99} ms; {len(slow)} took longer than a second{last}", flush=True)
         slow_scans = [f"{began:.1f}+{seconds:.2f}" for began, seconds in self.took["scan"] if seconds >= 1]
         print(f"{len(self.took['scan'])} scans; slow ones (begin + length, s): {' '.join(slow_scans) or 'none'}", flush=True)
-        print(f"locks left (s after the kill: about): {', '.join(f'{at:.1f}: {left}' for at, left in self.left)}", flush=True)
+        left = ", ".join(f"{at:.1f}: {count}" for at, count in self.left)
+        print(f"locks left, about (s after the kill: locks, writes under way among them): {left}", flush=True)
         for why, met in self.troubles.most_common(8):
             print(f"met {met} times: {why}", flush=True)
 
@@ -285,6 +287,9 @@ def abandon(cluster, nodes, kind, kills, arguments, chance):
     after = wait_for_value("pairs of all replicas", lambda: attempt(lambda: pairs(nodes[1], kind)))
     writes = len(watch.took["write"])
     print(f"{after - before} pairs more than before the transaction, after {writes} writes", flush=True)
+    # Its record, and that of whoever looked at the locks, may be there still.
+    if after - before - writes > max(10, arguments.keys // 1000):
+        watch.wrong(f"{after - before - writes} pairs are there that no write explains")
     return seconds, watch
 
 
@@ -294,7 +299,8 @@ def finish(watch, nodes, handle, sample):
         rows = watch.rows(node)
         for key in watch.written.keys() | rows.keys():
             if rows.get(key) not in watch.written[key]:
-                watch.wrong(f"{node.address} shows {key} = {rows.get(key, b'nothing')[:20]}, of {len(watch.written[key])} writes")
+                shown = rows.get(key, b"nothing")[:20]
+                watch.wrong(f"{node.address} shows {key} = {shown}, of {len(watch.written[key])} writes")
         answer = node.kv.Outcome(timeout=10, handle=handle)
         said = answer.Outcome.Name(answer.outcome)
         if said != "ABORTED":
