@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/flotilla/target
 export CC := ccache cc
 export CXX := ccache c++
 
-.PHONY: demo test lint build sim bench e2e e2e-bank e2e-power e2e-failover e2e-idle e2e-latency packages
+.PHONY: demo test lint build sim bench e2e e2e-bank e2e-abandon e2e-contend e2e-power e2e-failover e2e-idle e2e-latency packages
 
 # A cluster of NODES nodes on this machine, one of them killed under load; its last line tells what came of it.
 NODES ?= 3
@@ -51,7 +51,15 @@ e2e: build
 e2e-bank: build
 	@scripts/e2e/run bank $(E2E)
 
-# The same with power cuts, on file systems of its own: needs root.
+# A transaction of 100,000 locks whose client dies, and one whose node dies: how long others wait, and what is left.
+e2e-abandon: build
+	@scripts/e2e/run abandon $(E2E)
+
+# Deadlocks of two and of five transactions, and one counter for 64 clients.
+e2e-contend: build
+	@scripts/e2e/run contend $(E2E)
+
+# Records again, with power cuts, on file systems of its own: needs root.
 e2e-power: build
 	@scripts/e2e/run power $(E2E)
 

@@ -72,8 +72,9 @@ class Refused(Exception):
 class Txn:
     """One transaction on its stream."""
 
-    def __init__(self, node, **begin):
-        self.stream = node.kv.Txn(timeout=30)
+    def __init__(self, node, seconds=30, step_ms=STEP_MS, **begin):
+        self.stream = node.kv.Txn(timeout=seconds)
+        self.step_ms = step_ms
         self.handle = None
         self.begin = begin
 
@@ -90,7 +91,7 @@ class Txn:
         self.stream.__exit__()
 
     def send(self, **step):
-        self.stream.send(timeout_ms=STEP_MS, **step)
+        self.stream.send(timeout_ms=self.step_ms, **step)
 
     def receive(self):
         response = self.stream.receive()

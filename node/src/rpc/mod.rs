@@ -31,11 +31,13 @@ use admin::AdminService;
 use door::Door;
 use kv::KvService;
 
-/// A client that vanished without a word is noticed within the two.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Receive windows: large enough for values of some MiB over long distances.
-const STREAM_WINDOW: u32 = 4 << 20;
+/// A client that vanished without a word is noticed within the two: not later than a dead gateway would be, since others may be
+/// waiting for what its transaction has locked.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Receive windows: large enough for values of some MiB over long distances. A stream's is a small part of the connection's: the
+/// library closes a connection whose unread small frames fill too much of it, as many steps of one transaction sent at once would.
+const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// The services could not be offered.
