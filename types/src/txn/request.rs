@@ -342,6 +342,8 @@ pub enum TxnRefusal {
         key: Key,
         /// The version's timestamp.
         existing: Timestamp,
+        /// Who wrote it, where that is known: the transaction, or the request by whose id it is known.
+        other: Option<TxnId>,
     },
     /// The transaction can commit only above this timestamp.
     #[error("it can commit only above {above}")]
@@ -354,7 +356,7 @@ pub enum TxnRefusal {
     RefreshFailed {
         /// Which key.
         key: Key,
-        /// Who changed it, if it has not committed yet.
+        /// Who changed it, where that is known: the transaction, or the request by whose id it is known.
         other: Option<TxnId>,
     },
     /// The transaction's record says that it was aborted.
@@ -392,6 +394,16 @@ impl TxnRefusal {
             Self::WriteTooOld { key, .. } | Self::RefreshFailed { key, .. } | Self::StaleWrite { key } => Some(key),
             Self::LockHeld(by) | Self::LockTimeout(by) => Some(&by.key),
             Self::Pushed { .. } | Self::Aborted | Self::AlreadyCommitted { .. } => None,
+        }
+    }
+
+    /// The other transaction that it is about.
+    #[must_use]
+    pub const fn other(&self) -> Option<TxnId> {
+        match self {
+            Self::WriteTooOld { other, .. } | Self::RefreshFailed { other, .. } => *other,
+            Self::LockHeld(by) | Self::LockTimeout(by) => Some(by.holder),
+            _ => None,
         }
     }
 }
