@@ -244,7 +244,7 @@ impl Txn {
 const GRACE: Duration = Duration::from_secs(2);
 
 fn again_and_again(key: &Key) -> KvError {
-    let why = "others wrote what it reads, again and again".to_owned();
+    let why = format!("others wrote {key}, which it reads, again and again");
     KvError::RetryTxn { reason: RetryReason::WriteTooOld, why, key: Some(key.clone()), other: None }
 }
 

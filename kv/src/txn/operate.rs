@@ -341,7 +341,7 @@ impl Txn {
             self.refresh_to(newer.max(now), call.deadline).await?;
         }
         let (reason, key, other) = met;
-        let why = "others wrote what it reads, again and again".to_owned();
+        let why = format!("others wrote {key}, which it reads, again and again");
         Err(KvError::RetryTxn { reason, why, key: Some(key), other })
     }
 
