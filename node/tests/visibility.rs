@@ -127,7 +127,8 @@ async fn open_transactions_their_waits_and_their_ends_are_seen() {
     let wait = &young["waits_for"][0];
     assert_eq!((&wait["holder"], &wait["key"]), (&old["txn"], &"/user/account/2".into()));
     let table = listed(&two, &[]).await.unwrap();
-    println!("{table}");
+    let last = table.lines().nth(2).unwrap();
+    assert!(last.contains(&format!("/user/account/2 of {}", old["txn"].as_str().unwrap())), "{table}");
     assert_eq!(listed(&two, &["--node", "1", "--json"]).await.unwrap().lines().count(), 1);
     assert_eq!(sample(&one, "flotilla_txn_open").await, Ok(1.0));
     assert_eq!(sample(&one, "flotilla_txn_locks_held").await, Ok(2.0));
@@ -140,6 +141,10 @@ async fn open_transactions_their_waits_and_their_ends_are_seen() {
     let (waiter, done) = waiting.await.unwrap();
     done.unwrap();
     waiter.commit().await.unwrap();
+    let strict = first.begin(TxnOptions { strict: true, ..TxnOptions::default() }).await.unwrap();
+    strict.put("account/4", "seen by all").await.unwrap();
+    strict.commit().await.unwrap();
+    at_least(&one, "flotilla_txn_commit_wait_seconds_count", 1.0).await;
     let empty = || async {
         let open = open(&one).await?;
         if open.is_empty() { Ok(()) } else { Err(format!("{open:?}")) }

@@ -263,7 +263,8 @@ pub struct Txn {
 /// What to do with transactions.
 #[derive(Debug, Clone, Subcommand)]
 pub enum TxnCommand {
-    /// List those that are open, oldest first, and for whom they wait on which key. Exit status 1 if a live node did not answer.
+    /// List those that are open, oldest first, and for whom they wait on which key. Exit status 1 if a node did not
+    /// answer.
     Ls {
         /// Only those with this node for their gateway. Left out: of all nodes.
         #[arg(long)]
