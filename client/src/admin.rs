@@ -70,6 +70,24 @@ impl Client {
         Ok(ranges)
     }
 
+    /// What is open at a node: its transactions, at most `transactions_max` (0: as many as it thinks right), oldest first, and the
+    /// waits for locks in ranges that it leads. `address` is its client address, as [`Client::nodes`] tells it.
+    ///
+    /// # Errors
+    /// See [`Error`]. No other node is asked: none knows.
+    pub async fn transactions(&self, address: &str, transactions_max: u64) -> Result<v1::TransactionsResponse, Error> {
+        let node = self.shared.pool.at(address)?;
+        let patience = self.timeout().min(self.shared.options.attempt_timeout);
+        let mut admin = admin_client(node.channel(), self.shared.options.message_bytes_max);
+        let mut request = tonic::Request::new(v1::TransactionsRequest { transactions_max });
+        request.set_timeout(patience);
+        match tokio::time::timeout(patience, admin.transactions(request)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(Failure::of(&status, address).error),
+            Err(_) => Err(Failure::silence(address, patience).error),
+        }
+    }
+
     /// Cuts the range that owns a logical key in two; the key becomes the first of the right half.
     ///
     /// # Errors

@@ -124,6 +124,17 @@ impl Pool {
         }
     }
 
+    /// The node at an address that the cluster named.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(crate) fn at(&self, address: &str) -> Result<Arc<Node>, Error> {
+        match self.read().iter().find(|node| node.address == address) {
+            Some(node) => Ok(Arc::clone(node)),
+            None => Node::new(address, &self.options).map(Arc::new),
+        }
+    }
+
     /// Whom to ask next, preferably none of `tried`.
     pub(crate) fn pick(&self, tried: &[Arc<Node>]) -> Arc<Node> {
         let nodes = self.read();

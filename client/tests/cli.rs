@@ -87,6 +87,27 @@ async fn the_cluster_is_shown() {
 }
 
 #[tokio::test]
+async fn open_transactions_of_all_nodes_are_listed_oldest_first_with_whom_they_wait_for() {
+    let mut cluster = Cluster::start(2).await;
+    let listed = flotilla(&cluster, &["txn", "ls"]).await;
+    let lines: Vec<Vec<&str>> = done(&listed).lines().map(|line| line.split_whitespace().collect()).collect();
+    let (older, younger) = ("01010101010101010101010101010101", "00000000000000000000000000000000");
+    let of = |txn, age, node| [txn, age, "snapshot", "high", node, "5", "/user/a,/user/b,…", "/user/a"];
+    assert_eq!(lines[1], [&of(older, "2.0s", "2")[..], &["/user/b", "of", younger]].concat());
+    assert_eq!(lines[2], [&of(younger, "1.0s", "1")[..], &["-"]].concat());
+    assert_eq!(lines.len(), 3);
+    let one = flotilla(&cluster, &["txn", "ls", "--node", "2", "--json"]).await;
+    let one: serde_json::Value = serde_json::from_str(done(&one)).unwrap();
+    assert_eq!((&one["txn"], &one["waits_for"][0]["holder"]), (&older.into(), &younger.into()));
+    assert_eq!(flotilla(&cluster, &["txn", "ls", "--node", "3"]).await.outcome.unwrap_err().status(), 2);
+    cluster.kill(1);
+    let part = flotilla(&cluster, &["txn", "ls"]).await;
+    let failure = part.outcome.unwrap_err();
+    assert_eq!((failure.status(), failure.to_string().contains("node 2")), (1, true), "{failure}");
+    assert_eq!(part.text.lines().count(), 2, "what is known is shown all the same");
+}
+
+#[tokio::test]
 async fn replicas_that_disagree_are_one_line_each_and_a_failure() {
     let cluster = Cluster::start(1).await;
     let answer = flotilla(&cluster, &["debug", "checksum"]).await;

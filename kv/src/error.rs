@@ -8,6 +8,38 @@ use thiserror::Error;
 
 use crate::TxnHandle;
 
+/// What a transaction met that it cannot go on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryReason {
+    /// It can commit only later than it read, and what it read was written meanwhile.
+    RefreshFailed,
+    /// It met values that may have been there before it began, again and again.
+    Uncertain,
+    /// Others had written what it locks or writes after its snapshot.
+    WriteTooOld,
+    /// Others read what it writes at ever later timestamps.
+    Pushed,
+    /// The answer to one of its steps was lost.
+    AnswerLost,
+    /// A write that was answered early did not come to pass.
+    WriteLost,
+}
+
+impl RetryReason {
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::RefreshFailed => "refresh_failed",
+            Self::Uncertain => "uncertain",
+            Self::WriteTooOld => "write_too_old",
+            Self::Pushed => "pushed",
+            Self::AnswerLost => "answer_lost",
+            Self::WriteLost => "write_lost",
+        }
+    }
+}
+
 /// Why a request was not answered. Unless it is `Ambiguous`, nothing was done and nothing will be; of a `delete_range`,
 /// which is done piece by piece, this holds for the piece that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -90,6 +122,8 @@ pub enum KvError {
     /// The transaction met others in a way that it cannot go on from; nothing of it remains. Begin it again.
     #[error("the transaction must be tried again: {why}")]
     RetryTxn {
+        /// What it met, as a word.
+        reason: RetryReason,
         /// What it met.
         why: String,
         /// On which key, if on one.

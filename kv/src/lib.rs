@@ -33,9 +33,9 @@ mod txn;
 mod write;
 
 pub use admin::Halves;
-pub use error::KvError;
+pub use error::{KvError, RetryReason};
 pub use ports::{Clock, SendError, Tasks, Transport};
 pub use read::{GetAnswer, ScanChunk, ScanRequest};
 pub use router::{Router, RouterConfig};
-pub use txn::{Committed, Savepoint, Txn, TxnConfig, TxnHandle, TxnOptions, TxnResult};
+pub use txn::{Committed, LockWait, OpenTxn, Savepoint, Txn, TxnConfig, TxnHandle, TxnOptions, TxnResult};
 pub use write::DeleteAnswer;

@@ -9,6 +9,7 @@ use flotilla_types::RequestId;
 use crate::backoff::Dice;
 use crate::cache::RangeCache;
 use crate::replicas::Replicas;
+use crate::txn::registry::{Registry, Waits};
 use crate::{Clock, KvError, Tasks, Transport, TxnConfig};
 
 /// Settings of a router. The defaults suit a cluster over several datacenters.
@@ -59,6 +60,10 @@ pub(crate) struct Shared {
     pub(crate) cache: RangeCache,
     pub(crate) replicas: Replicas,
     pub(crate) dice: Dice,
+    /// Transactions that are open here.
+    pub(crate) registry: Registry,
+    /// Transactions that wait in ranges that are led here.
+    pub(crate) waits: Waits,
     /// Counts the request ids made here.
     made: AtomicU32,
 }
@@ -76,7 +81,9 @@ impl Router {
         let replicas = Replicas::default();
         let cache = RangeCache::default();
         let made = AtomicU32::new(0);
-        Self { shared: Arc::new(Shared { transport, clock, tasks, config, cache, replicas, dice, made }) }
+        let (registry, waits) = (Registry::default(), Waits::default());
+        let shared = Shared { transport, clock, tasks, config, cache, replicas, dice, registry, waits, made };
+        Self { shared: Arc::new(shared) }
     }
 
     /// A fresh request id, born now.

@@ -23,7 +23,7 @@ use futures::future::{Either, select};
 use smallvec::SmallVec;
 
 use crate::backoff::Backoff;
-use crate::{KvError, Router, SendError};
+use crate::{KvError, RetryReason, Router, SendError};
 
 /// What a replica gets for its answer to travel, beyond the time in which it may work.
 const TRAVEL: Duration = Duration::from_millis(250);
@@ -70,9 +70,15 @@ impl From<Failed> for KvError {
             Failed::Refused(TxnRefusal::AlreadyCommitted { at, held }) => Self::AlreadyCommitted { at, held },
             Failed::Refused(TxnRefusal::Aborted) => Self::TxnAborted { why: TxnRefusal::Aborted.to_string() },
             Failed::Refused(refusal) => Self::RetryTxn {
+                reason: match &refusal {
+                    TxnRefusal::RefreshFailed { .. } => RetryReason::RefreshFailed,
+                    TxnRefusal::Pushed { .. } => RetryReason::Pushed,
+                    TxnRefusal::IntentMissing { .. } => RetryReason::WriteLost,
+                    _ => RetryReason::WriteTooOld,
+                },
                 why: refusal.to_string(),
                 key: refusal.key().cloned(),
-                other: if let TxnRefusal::RefreshFailed { other, .. } = refusal { other } else { None },
+                other: refusal.other(),
             },
         }
     }

@@ -17,11 +17,14 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Says why the node does not serve, if it does not.
 pub type Ailing = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+/// Sets the gauges that nobody keeps up to date while nobody looks.
+pub type Measure = Arc<dyn Fn() + Send + Sync>;
 
 #[derive(Clone)]
 struct Pages {
     metrics: Option<PrometheusHandle>,
     ailing: Ailing,
+    measure: Measure,
 }
 
 /// Installs the recorder that everything in the process counts with. Once per process, before anything counts.
@@ -40,9 +43,10 @@ pub async fn serve(
     listener: TcpListener,
     metrics: Option<PrometheusHandle>,
     ailing: Ailing,
+    measure: Measure,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let pages = Pages { metrics, ailing };
+    let pages = Pages { metrics, ailing, measure };
     let upkeep = pages.metrics.clone();
     let routes =
         Router::new().route("/metrics", get(show_metrics)).route("/healthz", get(show_health)).with_state(pages);
@@ -65,6 +69,7 @@ async fn show_metrics(State(pages): State<Pages>) -> Response {
     let Some(metrics) = pages.metrics else {
         return (StatusCode::NOT_FOUND, "this process keeps no metrics\n").into_response();
     };
+    (pages.measure)();
     let mut text = metrics.render();
     text.push_str(&process());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()

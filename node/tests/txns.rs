@@ -57,14 +57,16 @@ impl Cluster {
         let (steps, requests) = mpsc::channel(4);
         let mut kv = self.kv.clone();
         let answers = kv.txn(ReceiverStream::new(requests)).await.unwrap().into_inner();
-        let mut txn = Txn { steps, answers, handle: None };
-        assert!(matches!(txn.step(Step::Begin(begin)).await, Answer::Begun(_)));
+        let mut txn = Txn { id: Bytes::new(), steps, answers, handle: None };
+        let Answer::Begun(begun) = txn.step(Step::Begin(begin)).await else { panic!("it did not begin") };
+        txn.id = begun.txn_id;
         txn
     }
 }
 
 /// One transaction's stream.
 struct Txn {
+    id: Bytes,
     steps: mpsc::Sender<v1::TxnRequest>,
     answers: Streaming<v1::TxnResponse>,
     handle: Option<Bytes>,
@@ -193,7 +195,7 @@ async fn who_does_not_want_to_wait_for_a_lock_is_told_whose_it_is() {
     };
     let Answer::Failure(failure) = other.ask(hurried(v1::WaitPolicy::Error)).await else { panic!() };
     assert_eq!((&failure.reason[..], failure.key), ("LOCKED", Some(name("a"))));
-    assert!(failure.other.is_some());
+    assert_eq!(failure.other.as_ref(), Some(&holder.id));
     let Answer::Value(skipped) = other.ask(hurried(v1::WaitPolicy::Skip)).await else { panic!() };
     assert_eq!(skipped.value, None);
     assert_eq!(other.get("a").await.as_deref(), Some("0"), "a lock without a value stops no reader");
@@ -201,6 +203,20 @@ async fn who_does_not_want_to_wait_for_a_lock_is_told_whose_it_is() {
     assert_eq!(failed(&other.ask(short).await), "LOCKED");
     assert!(matches!(holder.commit().await, Answer::Committed(_)));
     assert!(matches!(other.ask(hurried(v1::WaitPolicy::Block)).await, Answer::Value(_)));
+    at.node.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_to_begin_again_is_told_because_of_which_key_and_whom() {
+    let mut at = cluster().await;
+    at.put("a", "0").await;
+    let (mut reader, mut writer) = (at.txn(begin()).await, at.txn(begin()).await);
+    assert_eq!(reader.get("a").await.as_deref(), Some("0"));
+    writer.put("a", "1").await;
+    assert!(matches!(writer.commit().await, Answer::Committed(_)));
+    let Answer::Failure(failure) = reader.put("a", "2").await else { panic!("its snapshot is too old") };
+    assert_eq!((&failure.reason[..], failure.key), ("RETRY_TXN", Some(name("a"))));
+    assert_eq!(failure.other.as_ref(), Some(&writer.id), "{}", failure.message);
     at.node.stop().await.unwrap();
 }
 

@@ -262,4 +262,6 @@ pub enum Effect {
     },
     /// Something to be counted: a metric's name and by how much.
     Count(&'static str, u64),
+    /// Something that took time: a histogram's name and how long.
+    Took(&'static str, Duration),
 }

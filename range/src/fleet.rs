@@ -34,6 +34,7 @@ use crate::flush::{Act, AfterFlush};
 use crate::gc::GcConfig;
 use crate::message::{BeatReply, PeerMessage};
 use crate::raft::{self, Ctx, Group, GroupBoot, GroupConfig, GroupReady, LogRead, Role, Support};
+pub use crate::replica::LocksSeen;
 use crate::replica::Replica;
 use crate::snapshot::{Incoming, Outgoing};
 use crate::turn::Turn;
@@ -301,6 +302,13 @@ impl Fleet {
     #[must_use]
     pub fn asleep(&self) -> usize {
         self.sleepers.len()
+    }
+
+    /// The locks in the ranges that are led here, when their leaders last looked. A range with locks does not sleep.
+    #[must_use]
+    pub fn locks_seen(&self) -> LocksSeen {
+        let leaders = self.awake.intersection(&self.leaders).filter_map(|range| self.replicas.get(range));
+        leaders.map(Replica::locks_seen).fold(LocksSeen::default(), LocksSeen::and)
     }
 
     /// How many of them have another voter that could lead: what a drain waits for.

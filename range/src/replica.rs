@@ -16,6 +16,7 @@ mod split;
 mod transact;
 mod waits;
 
+pub use leftovers::LocksSeen;
 pub(crate) use split::write_records;
 
 use std::collections::BTreeMap;
@@ -363,7 +364,7 @@ impl Replica {
             let (id, evaluated) = match &open.request.command {
                 RangeCommand::Write { id, write } => (*id, self.evaluate(ctx, engine, &open, *id, write)),
                 RangeCommand::Txn { header, op } => (NOBODY, self.evaluate_txn(ctx, engine, &open, header, op)),
-                RangeCommand::Record(op) => (NOBODY, self.evaluate_record(ctx, engine, &open, op)),
+                RangeCommand::Record(op) => (NOBODY, self.evaluate_record(ctx, engine, &open, op, effects)),
                 RangeCommand::Resolve(resolve) => (NOBODY, self.evaluate_resolve(ctx, engine, &open, resolve)),
                 RangeCommand::Read { .. } | RangeCommand::Admin(_) => {
                     self.read_granted(ctx, engine, latch, open, effects);

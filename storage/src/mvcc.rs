@@ -139,7 +139,7 @@ pub fn find_request(
     Ok(None)
 }
 
-/// The first key of a span that got a version in (`after`, `upto`], and the version's timestamp.
+/// The first key of a span that got a version in (`after`, `upto`], and the newest of those.
 ///
 /// # Errors
 /// A read error.
@@ -148,7 +148,7 @@ pub fn changed_in(
     span: &KeySpan,
     after: Timestamp,
     upto: Timestamp,
-) -> Result<Option<(Key, Timestamp)>, EngineError> {
+) -> Result<Option<(Key, Version)>, EngineError> {
     let (lower, upper) = keys::version_span(span);
     let mut cursor = reader.cursor(&lower, &upper);
     let mut there = cursor.seek(&lower)?;
@@ -158,7 +158,7 @@ pub fn changed_in(
         if cursor.seek(&keys::version(&key, upto))? && cursor.key() < &end[..] {
             let (_, timestamp) = decode_key(cursor.key())?;
             if timestamp > after {
-                return Ok(Some((key, timestamp)));
+                return decode(cursor.key(), cursor.value()).map(Some);
             }
         }
         there = cursor.seek(&end)?;

@@ -14,6 +14,8 @@ pub enum Command {
     Node(Node),
     /// The ranges that the keys are cut into.
     Range(Range),
+    /// The transactions that are open.
+    Txn(Txn),
     /// Look inside.
     Debug(Debug),
     /// Make a cluster out of nodes that were started and are none yet. Once, on one node.
@@ -247,6 +249,32 @@ pub enum RangeCommand {
     },
 }
 
+/// `flotilla txn`.
+#[derive(Debug, Clone, Args)]
+pub struct Txn {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+    #[command(subcommand)]
+    #[allow(missing_docs)]
+    pub command: TxnCommand,
+}
+
+/// What to do with transactions.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TxnCommand {
+    /// List those that are open, oldest first, and for whom they wait on which key. Exit status 1 if a node did not
+    /// answer.
+    Ls {
+        /// Only those with this node for their gateway. Left out: of all nodes.
+        #[arg(long)]
+        node: Option<u64>,
+        /// At most so many of each node; 0 for as many as it tells at once.
+        #[arg(long, default_value_t = 0)]
+        limit: u64,
+    },
+}
+
 /// `flotilla debug`.
 #[derive(Debug, Clone, Args)]
 pub struct Debug {
@@ -278,6 +306,7 @@ impl Command {
             Self::Kv(kv) => &kv.common,
             Self::Node(node) => &node.common,
             Self::Range(range) => &range.common,
+            Self::Txn(txn) => &txn.common,
             Self::Debug(debug) => &debug.common,
             Self::Init(plain) | Self::Status(plain) => &plain.common,
         }

@@ -182,7 +182,7 @@ fn cluster_id(bytes: &[u8]) -> Result<Option<String>, Failure> {
 }
 
 /// A JSON value as a cell of a table.
-fn cell(value: &Value) -> String {
+pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::Bool(true) => "yes".to_owned(),

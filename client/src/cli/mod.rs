@@ -1,4 +1,4 @@
-//! The command line of a running cluster: what `flotilla kv`, `node`, `range`, `debug`, `init` and `status` do.
+//! The command line of a running cluster: what `flotilla kv`, `node`, `range`, `txn`, `debug`, `init` and `status` do.
 //!
 //! The binary embeds [`Command`] in its own command line and hands it to [`run`]. Answers go to standard output, as
 //! tables or with `--json` as JSON; what went wrong goes to standard error, with what to do about it.
@@ -13,6 +13,7 @@ mod kv;
 mod output;
 mod progress;
 mod rows;
+mod txn;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -63,6 +64,7 @@ pub async fn execute(command: Command, to: &mut (dyn Write + Send)) -> Result<Ou
         Command::Kv(kv) => kv::run(&client, kv, &mut output).await,
         Command::Node(node) => cluster::node(&client, &node.command, &mut output).await,
         Command::Range(range) => cluster::range(&client, range.form, range.command, &mut output).await,
+        Command::Txn(txn) => txn::run(&client, &txn.command, &mut output).await,
         Command::Debug(debug) => cluster::debug(&client, &debug.command, &mut output).await,
         Command::Init(_) => cluster::init(&client, &mut output).await,
         Command::Status(_) => cluster::status(&client, &mut output).await,

@@ -86,6 +86,33 @@ impl Admin for Node {
         self.serve("replicas", None, |_| v1::ChangeReplicasResponse { descriptor }).await
     }
 
+    async fn transactions(
+        &self,
+        _: Request<v1::TransactionsRequest>,
+    ) -> Result<Response<v1::TransactionsResponse>, Status> {
+        let id = |n: usize| Bytes::from(vec![n as u8; 16]);
+        // Each node is the gateway of one, and knows of the wait of its neighbour's.
+        let number = self.number;
+        let transactions = vec![v1::OpenTransaction {
+            txn_id: id(number),
+            age_ms: 1000 * (number as u64 + 1),
+            isolation: v1::Isolation::Snapshot.into(),
+            priority: v1::Priority::High.into(),
+            locks: 5,
+            first_locks: vec![Bytes::from_static(b"\x10\0\0\0\0a"), Bytes::from_static(b"\x10\0\0\0\0b")],
+            anchor: Some(Bytes::from_static(b"\x10\0\0\0\0a")),
+            aborted: false,
+        }];
+        let waits = vec![v1::LockWait {
+            waiter: id(number + 1),
+            holder: id(number),
+            key: Bytes::from_static(b"\x10\0\0\0\0b"),
+            waiting_ms: 40,
+        }];
+        let answer = v1::TransactionsResponse { node_id: number as u64 + 1, transactions, waits, open: 1 };
+        self.serve("transactions", None, |_| answer.clone()).await
+    }
+
     type ChecksumStream = Chunks<v1::ChecksumResponse>;
 
     async fn checksum(&self, _: Request<v1::ChecksumRequest>) -> Result<Response<Self::ChecksumStream>, Status> {

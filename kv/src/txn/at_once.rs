@@ -15,7 +15,7 @@ use super::heartbeat::spans;
 use super::operate::MENDED_MAX;
 use super::{Phase, Txn, aborted};
 use crate::send::{Cut, Failed, Place};
-use crate::{KvError, Router};
+use crate::{KvError, RetryReason, Router};
 
 /// Writes that a record may name as under way, and bytes of their keys. Beyond, the record is written after them.
 pub(super) const IN_FLIGHT_MAX: usize = 512;
@@ -227,7 +227,8 @@ impl Txn {
         self.phase = Phase::Ended;
         match ended {
             Ok(Outcome::Aborted) => {
-                self.give_up();
+                self.fails_by(&error);
+                self.give_up("error");
                 Err(error)
             }
             Ok(Outcome::Committed { at }) => {
@@ -243,8 +244,8 @@ impl Txn {
 const GRACE: Duration = Duration::from_secs(2);
 
 fn again_and_again(key: &Key) -> KvError {
-    let why = "others wrote what it reads, again and again".to_owned();
-    KvError::RetryTxn { why, key: Some(key.clone()), other: None }
+    let why = format!("others wrote {key}, which it reads, again and again");
+    KvError::RetryTxn { reason: RetryReason::WriteTooOld, why, key: Some(key.clone()), other: None }
 }
 
 async fn ask(

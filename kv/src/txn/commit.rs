@@ -7,9 +7,9 @@ use flotilla_types::{
 };
 
 use super::heartbeat::spans;
-use super::{Phase, Txn, TxnHandle, aborted};
-use crate::KvError;
+use super::{Phase, Txn, TxnHandle, aborted, meters};
 use crate::send::{Cut, Failed, Place};
+use crate::{KvError, RetryReason};
 
 /// How often a commit is moved up.
 const PUSHED_MAX: u32 = 10;
@@ -29,7 +29,11 @@ impl Txn {
     /// # Errors
     /// See `KvError`.
     pub async fn commit(mut self, deadline: Duration) -> Result<Committed, KvError> {
-        self.commit_now(deadline).await
+        let done = self.commit_now(deadline).await;
+        if let Err(error) = &done {
+            self.fails_by(error);
+        }
+        done
     }
 
     pub(super) async fn commit_now(&mut self, deadline: Duration) -> Result<Committed, KvError> {
@@ -56,12 +60,13 @@ impl Txn {
     /// Rolls back. What it had locked is free soon after.
     pub async fn rollback(mut self) {
         self.phase = Phase::Ended;
-        self.give_up();
+        self.give_up("rollback");
     }
 
     /// Nobody is told of a timestamp that his clock has not reached; strictly, that not all clocks have passed.
     pub(super) async fn await_clock(&self, at: Timestamp, deadline: Duration) -> Result<(), KvError> {
         let clock = &self.router.shared.clock;
+        let mut since = None;
         loop {
             let (reading, target) = if self.options.strict {
                 (clock.physical(), at.plus(clock.max_offset()))
@@ -70,8 +75,12 @@ impl Txn {
                 (clock.now().unwrap_or_default(), at)
             };
             if reading >= target {
+                if let Some(since) = since {
+                    meters::waited_for_clock(clock.mono().saturating_sub(since));
+                }
                 return Ok(());
             }
+            since.get_or_insert_with(|| clock.mono());
             if clock.mono() >= deadline {
                 let why = format!("it is committed at {at}, which this node's clock has not reached in time");
                 return Err(match self.handle() {
@@ -127,7 +136,7 @@ impl Txn {
             }
         }
         let why = "others read what it writes, at ever later timestamps".to_owned();
-        Err(KvError::RetryTxn { why, key: None, other: None })
+        Err(KvError::RetryTxn { reason: RetryReason::Pushed, why, key: None, other: None })
     }
 
     /// Ends the record. Clears the locks with it or behind it.
@@ -182,14 +191,30 @@ impl Txn {
 
     /// A commit was sent and no answer came: somebody finds out behind the caller's back.
     pub(super) fn settle(&self, meta: &TxnMeta, why: String) -> KvError {
-        self.give_up();
+        meters::count_abort(None, "unknown");
+        self.abandon();
         let handle =
             TxnHandle { id: meta.id, anchor: meta.anchor.clone(), anchored: meta.anchored, commit_id: meta.commit_id };
         KvError::CommitUnknown { handle: Box::new(handle), why }
     }
 
-    /// Gives the transaction up, behind the caller's back.
-    pub(super) fn give_up(&self) {
+    /// It cannot be committed because of this, unless it goes back to a savepoint.
+    pub(super) fn fails_by(&mut self, error: &KvError) {
+        // An error that follows from an earlier one tells nothing.
+        if *error != KvError::TxnFailed {
+            self.cause = Some(error.into());
+        }
+    }
+
+    /// Gives the transaction up, behind the caller's back; `otherwise` names the reason if there was no error.
+    pub(super) fn give_up(&self, otherwise: &'static str) {
+        if self.clock.is_some() {
+            meters::count_abort(self.cause, otherwise);
+        }
+        self.abandon();
+    }
+
+    fn abandon(&self) {
         self.beating.stop();
         let sending = self.sending.as_ref();
         if let Some(meta) = self.meta.as_ref().or(sending.map(|(meta, _)| meta)) {

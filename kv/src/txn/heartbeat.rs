@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub(super) struct Beating {
     /// Woken when it does.
     told: AtomicWaker,
     locks: Mutex<BTreeSet<Key>>,
+    /// Where its record lies, once that is fixed.
+    anchor: OnceLock<Key>,
 }
 
 impl Beating {
@@ -61,7 +63,13 @@ impl Beating {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where its record lies.
+    pub(super) fn anchor(&self) -> Option<Key> {
+        self.anchor.get().cloned()
+    }
+
     pub(super) fn begin(self: &Arc<Self>, router: &Router, meta: TxnMeta) {
+        self.anchor.get_or_init(|| meta.anchor.clone());
         let (shared, router_of_task) = (Arc::clone(self), router.clone());
         router.shared.tasks.spawn(async move { shared.beat(&router_of_task, &meta).await }.boxed());
     }

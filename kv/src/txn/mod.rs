@@ -10,6 +10,7 @@
 //!
 //!   one-shots: made and redone here until they pass, all at once       (one_shot.rs, at_once.rs)
 //!   pushes, for requests that wait in a range; recovery of what was staged     (push.rs)
+//!   what is open and who waits, for people; what is counted                    (registry.rs, meters.rs)
 //! ```
 //! Nothing is written when a transaction begins; one that only reads never has a record. The coordinator dies with whoever
 //! holds the `Txn`: dropped without a commit it is rolled back, and if the whole node dies, whoever meets its locks finds that
@@ -19,11 +20,13 @@ mod at_once;
 mod cleanup;
 mod commit;
 mod heartbeat;
+mod meters;
 mod one_shot;
 mod operate;
 mod pipeline;
 mod push;
 mod refresh;
+pub(crate) mod registry;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,9 +36,11 @@ use flotilla_types::{Isolation, Key, KeySpan, Priority, RequestId, Seq, SeqRange
 
 use crate::{KvError, Router};
 use heartbeat::Beating;
+use meters::Cause;
 
 pub use commit::Committed;
 pub use one_shot::TxnResult;
+pub use registry::{LockWait, OpenTxn};
 
 /// How a transaction wants to be treated.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -87,11 +92,6 @@ fn count_commit(path: &'static str) {
     metrics::counter!("flotilla_txn_commits_total", "path" => path).increment(1);
 }
 
-/// Counts that a transaction was begun again.
-fn count_restart(why: &'static str) {
-    metrics::counter!("flotilla_txn_restarts_total", "why" => why).increment(1);
-}
-
 /// What one asks with what became of a commit whose answer was lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TxnHandle {
@@ -125,7 +125,9 @@ pub struct Txn {
     id: TxnId,
     commit_id: RequestId,
     phase: Phase,
-    /// Set at the first operation.
+    /// Why it cannot be committed, to be counted at its end.
+    cause: Option<Cause>,
+    /// Set at the first operation; from then on it is listed.
     clock: Option<Stamps>,
     /// Set with the first lock.
     meta: Option<TxnMeta>,
@@ -260,6 +262,7 @@ impl Router {
             id,
             commit_id,
             phase: Phase::Active,
+            cause: None,
             clock: None,
             meta: None,
             seq: Seq::default(),
@@ -325,7 +328,7 @@ impl Txn {
         if self.seq > savepoint.0 {
             self.ignored.push(SeqRange { from: savepoint.0.next(), to: self.seq });
         }
-        self.phase = Phase::Active;
+        (self.phase, self.cause) = (Phase::Active, None);
         Ok(())
     }
 
@@ -347,6 +350,8 @@ impl Txn {
             None => Stamps { born: floor, read: floor, write: floor, limit: limit.max(floor) },
         };
         self.clock = Some(stamps);
+        let (shared, options) = (&self.router.shared, &self.options);
+        shared.registry.insert(self.id, options.isolation, options.priority, &self.beating, shared.clock.mono());
         Ok(stamps)
     }
 
@@ -396,7 +401,10 @@ impl Drop for Txn {
     fn drop(&mut self) {
         if self.phase != Phase::Ended {
             self.phase = Phase::Ended;
-            self.give_up();
+            self.give_up("dropped");
+        }
+        if self.clock.is_some() {
+            self.router.shared.registry.remove(self.id);
         }
     }
 }

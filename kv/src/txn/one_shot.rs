@@ -133,7 +133,11 @@ impl Router {
             let own = self.request_id()?;
             let mut txn = self.begin_as(id, TxnOptions::default(), own.into());
             txn.anchor_at(anchor.clone());
-            let error = match txn.do_whole(whole, tries <= AT_ONCE_TRIES, deadline).await {
+            let done = txn.do_whole(whole, tries <= AT_ONCE_TRIES, deadline).await;
+            if let Err(error) = &done {
+                txn.fails_by(error);
+            }
+            let error = match done {
                 Err(error @ (KvError::RetryTxn { .. } | KvError::TxnAborted { .. })) => error,
                 Err(KvError::CommitUnknown { why, .. }) => return Err(KvError::Ambiguous { why }),
                 Err(KvError::AlreadyCommitted { at, held }) => {
@@ -145,7 +149,7 @@ impl Router {
             if self.shared.clock.mono() >= deadline {
                 return Err(error);
             }
-            super::count_restart("one_shot");
+            metrics::counter!("flotilla_txn_one_shots_redone_total").increment(1);
             self.pause(backoff.pause(&self.shared.dice), deadline).await;
         }
         Err(KvError::DeadlineExceeded { why: "it was tried too often".to_owned() })
@@ -179,7 +183,7 @@ impl Router {
             if self.shared.clock.mono() >= deadline {
                 return Err(error);
             }
-            super::count_restart("one_shot");
+            metrics::counter!("flotilla_txn_one_shots_redone_total").increment(1);
             self.pause(backoff.pause(&self.shared.dice), deadline).await;
         }
     }

@@ -10,9 +10,9 @@ use flotilla_types::{
 };
 
 use super::{Call, Phase, Stamps, Txn, aborted};
-use crate::KvError;
 use crate::read::{ScanChunk, ScanRequest, after, begin, trim};
 use crate::send::{Cut, Failed, Place};
+use crate::{KvError, RetryReason};
 
 /// How often one operation is mended and sent again.
 pub(super) const MENDED_MAX: u32 = 10;
@@ -173,7 +173,7 @@ impl Txn {
     /// snapshot that has come so far meets nothing uncertain any more.
     fn read_later(&mut self) -> Result<(), KvError> {
         let now = self.router.shared.clock.now()?;
-        self.phase = Phase::Active;
+        (self.phase, self.cause) = (Phase::Active, None);
         self.reads = super::Reads::default();
         if let Some(stamps) = &mut self.clock {
             stamps.read = stamps.read.max(now);
@@ -257,8 +257,10 @@ impl Txn {
         } else {
             return Ok(());
         };
+        let error = KvError::TxnTooLarge { what };
         self.phase = Phase::Failed;
-        Err(KvError::TxnTooLarge { what })
+        self.fails_by(&error);
+        Err(error)
     }
 
     async fn step(
@@ -294,6 +296,7 @@ impl Txn {
             && !matches!(error, KvError::Locked(_) | KvError::Invalid { .. })
         {
             self.phase = Phase::Failed;
+            self.fails_by(error);
         }
         done
     }
@@ -317,6 +320,7 @@ impl Txn {
         }
         self.seq = self.seq.next();
         let statement = self.seq;
+        let mut met = (RetryReason::Uncertain, first.clone(), None);
         for _ in 0..MENDED_MAX {
             if self.beating.is_aborted() {
                 return Err(aborted());
@@ -337,13 +341,20 @@ impl Txn {
                     self.began_to_lock(&header.meta, &reply);
                     return self.took(reply);
                 }
-                Err(Failed::Uncertain(existing)) => existing,
-                Err(Failed::Refused(TxnRefusal::WriteTooOld { existing, .. })) => existing,
+                Err(Failed::Uncertain(existing)) => {
+                    met = (RetryReason::Uncertain, first.clone(), None);
+                    existing
+                }
+                Err(Failed::Refused(TxnRefusal::WriteTooOld { key, existing, other })) => {
+                    met = (RetryReason::WriteTooOld, key, other);
+                    existing
+                }
                 Err(failed) => {
                     // It may have locked something all the same. Nothing of it counts, as long as no commit was sent.
                     if let Failed::Kv(KvError::Ambiguous { why }) = failed {
                         self.doubt(&header.meta, first);
-                        return Err(KvError::RetryTxn { why, key: Some(first.clone()), other: None });
+                        let (reason, key) = (RetryReason::AnswerLost, Some(first.clone()));
+                        return Err(KvError::RetryTxn { reason, why, key, other: None });
                     }
                     return Err(failed.into());
                 }
@@ -355,11 +366,9 @@ impl Txn {
             let now = self.router.shared.clock.now()?;
             self.refresh_to(newer.max(now), call.deadline).await?;
         }
-        Err(KvError::RetryTxn {
-            why: "others wrote what it reads, again and again".to_owned(),
-            key: Some(first.clone()),
-            other: None,
-        })
+        let (reason, key, other) = met;
+        let why = format!("others wrote {key}, which it reads, again and again");
+        Err(KvError::RetryTxn { reason, why, key: Some(key), other })
     }
 
     /// A fresh snapshot, for the next statement.

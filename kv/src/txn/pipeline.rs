@@ -10,6 +10,7 @@ use futures::future::{join, try_join_all};
 
 use super::at_once::{IN_FLIGHT_BYTES, IN_FLIGHT_MAX, stage};
 use super::{Phase, Txn};
+use crate::error::RetryReason;
 use crate::send::{Cut, Place};
 use crate::{KvError, Router};
 
@@ -121,5 +122,6 @@ impl Txn {
 }
 
 fn lost(key: Key) -> KvError {
-    KvError::RetryTxn { why: format!("its write of {key} was lost"), key: Some(key), other: None }
+    let why = format!("its write of {key} was lost");
+    KvError::RetryTxn { reason: RetryReason::WriteLost, why, key: Some(key), other: None }
 }

@@ -25,7 +25,17 @@ impl Router {
     ///
     /// # Errors
     /// See `KvError`: it may be tried again.
-    pub async fn push(&self, mut push: PushTxn, keys: Vec<Key>) -> Result<PushResult, KvError> {
+    pub async fn push(&self, push: PushTxn, keys: Vec<Key>) -> Result<PushResult, KvError> {
+        let waits = &self.shared.waits;
+        let edge = waits.begins(&push, &keys, self.shared.clock.mono());
+        let result = self.ask_to_pass(push, keys).await;
+        if let Some(edge) = edge {
+            waits.ends(&edge, &result);
+        }
+        result
+    }
+
+    async fn ask_to_pass(&self, mut push: PushTxn, keys: Vec<Key>) -> Result<PushResult, KvError> {
         let deadline = self.shared.clock.mono() + PATIENCE;
         if let Some(pusher) = &push.pusher {
             // Without an answer a deadlock is found later.

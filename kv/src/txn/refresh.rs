@@ -6,9 +6,9 @@ use std::time::Duration;
 use flotilla_types::{Command, KeySpan, RangeDescriptor, Seq, Timestamp, TxnHeader, TxnOp, TxnRefusal, Wait};
 use futures::future::try_join_all;
 
-use super::{Stamps, Txn};
+use super::{Stamps, Txn, meters};
 use crate::send::{Cut, Failed, Place};
-use crate::{KvError, Router};
+use crate::{KvError, RetryReason, Router};
 
 /// Spans that are looked at at once.
 const AT_ONCE: usize = 16;
@@ -28,8 +28,12 @@ impl Txn {
             self.reads.condense();
             for spans in self.reads.spans.chunks(AT_ONCE) {
                 let all = spans.iter().map(|span| refresh(&self.router, &header, span.clone(), to, deadline));
-                try_join_all(all).await?;
+                if let Err(error) = try_join_all(all).await {
+                    meters::count_refresh(false);
+                    return Err(error);
+                }
             }
+            meters::count_refresh(true);
         }
         if let Some(clock) = &mut self.clock {
             clock.read = to;
@@ -64,7 +68,7 @@ async fn refresh(
             Ok(_) => rest.start = done,
             Err(Failed::Refused(TxnRefusal::RefreshFailed { key, other })) => {
                 let why = format!("{key} was written since this transaction read it");
-                return Err(KvError::RetryTxn { why, key: Some(key), other });
+                return Err(KvError::RetryTxn { reason: RetryReason::RefreshFailed, why, key: Some(key), other });
             }
             Err(failed) => return Err(failed.into()),
         }

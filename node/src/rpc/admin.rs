@@ -24,6 +24,9 @@ use super::site::{InitError, NodeView, ReplicaView, Site};
 const RANGES_PER_PAGE: usize = 500;
 /// Ranges that are hashed at a time: each reads all its data on every replica.
 const CHECKS_AT_ONCE: usize = 4;
+/// Transactions in an answer, if the caller names no bound, and at most: some megabyte.
+const TRANSACTIONS_DEFAULT: usize = 1000;
+const TRANSACTIONS_MAX: usize = 10_000;
 /// Messages that wait for a slow reader.
 const AHEAD: usize = 2;
 /// How long another node may take to tell its figures; without it they are left out.
@@ -163,6 +166,21 @@ impl Admin for AdminService {
             }
         });
         Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn transactions(&self, request: Request<v1::TransactionsRequest>) -> Answer<v1::TransactionsResponse> {
+        let entered = self.door.enter(Method::Admin, request.metadata())?;
+        let max = match request.into_inner().transactions_max {
+            0 => TRANSACTIONS_DEFAULT,
+            asked => usize::try_from(asked).unwrap_or(usize::MAX).min(TRANSACTIONS_MAX),
+        };
+        let (open, transactions) = entered.router.open_transactions(max);
+        Ok(Response::new(v1::TransactionsResponse {
+            node_id: self.door.site.identity().map_or(0, |(_, node)| node.0),
+            transactions: transactions.into_iter().map(convert::transaction).collect(),
+            waits: entered.router.lock_waits().into_iter().map(convert::lock_wait).collect(),
+            open: open as u64,
+        }))
     }
 }
 

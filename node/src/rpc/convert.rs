@@ -1,7 +1,11 @@
 //! From nouns to messages of the public API.
 
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_kv::{LockWait, OpenTxn};
 use flotilla_proto::v1;
-use flotilla_types::{NodeId, RangeDescriptor, ReplicaDescriptor, ReplicaHash, ReplicaKind};
+use flotilla_types::{Key, NodeId, RangeDescriptor, ReplicaDescriptor, ReplicaHash, ReplicaKind};
 
 use super::site::{NodeView, ReplicaView};
 
@@ -62,4 +66,30 @@ pub(crate) fn hash(replica: &ReplicaDescriptor, hash: Result<ReplicaHash, String
         },
         Err(why) => v1::ReplicaHash { replica_id, store_id, error: Some(why), ..Default::default() },
     }
+}
+
+pub(crate) fn transaction(open: OpenTxn) -> v1::OpenTransaction {
+    v1::OpenTransaction {
+        txn_id: Bytes::copy_from_slice(&open.id.0),
+        age_ms: millis(open.age),
+        isolation: v1::Isolation::from(open.isolation).into(),
+        priority: v1::Priority::from(open.priority).into(),
+        locks: open.locks as u64,
+        first_locks: open.first_locks.into_iter().map(Key::into_bytes).collect(),
+        anchor: open.anchor.map(Key::into_bytes),
+        aborted: open.aborted,
+    }
+}
+
+pub(crate) fn lock_wait(wait: LockWait) -> v1::LockWait {
+    v1::LockWait {
+        waiter: Bytes::copy_from_slice(&wait.waiter.0),
+        holder: Bytes::copy_from_slice(&wait.holder.0),
+        key: wait.key.into_bytes(),
+        waiting_ms: millis(wait.time),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -172,7 +172,15 @@ impl Node {
                 let site = Arc::clone(&site);
                 Arc::new(move || rpc::Site::not_serving(site.as_ref()))
             };
-            let served = http::serve(pages, metrics, ailing, stop_services.clone().cancelled_owned());
+            let measure: http::Measure = {
+                let site = Arc::clone(&site);
+                Arc::new(move || {
+                    if let Some(router) = rpc::Site::router(site.as_ref()) {
+                        router.measure();
+                    }
+                })
+            };
+            let served = http::serve(pages, metrics, ailing, measure, stop_services.clone().cancelled_owned());
             services.push(spawn_serving("pages", served));
         }
         let life = Life { config, contact, clock, directory, site: Arc::clone(&site), peers: Arc::clone(&peers) };

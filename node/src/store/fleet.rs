@@ -267,6 +267,7 @@ impl FleetLoop {
                     self.keeper.lost(range, &why);
                 }
                 Effect::Count(name, by) => metrics::counter!(name).increment(by),
+                Effect::Took(name, time) => metrics::histogram!(name).record(time),
             }
         }
         if !running.sends.is_empty() {
@@ -329,6 +330,10 @@ impl FleetLoop {
             self.meters.collected_bytes.absolute(bytes);
             let age = self.engine.gc().oldest().map_or(Duration::ZERO, |oldest| self.clock.peek().since(oldest));
             self.meters.gc_age.set(age.as_secs_f64());
+            let locks = self.fleet.locks_seen();
+            let age = locks.oldest.map_or(Duration::ZERO, |oldest| self.clock.peek().since(oldest));
+            self.meters.locks.set(locks.count as f64);
+            self.meters.lock_age.set(age.as_secs_f64());
         }
         if !running.draining.is_empty() && running.drain_looked_at.elapsed() >= DRAIN_LOOK_EVERY {
             running.drain_looked_at = Instant::now();

@@ -33,6 +33,9 @@ pub(super) struct FleetMeters {
     pub(super) collected_bytes: Counter,
     /// Of the oldest threshold in force.
     pub(super) gc_age: Gauge,
+    /// Locks in ranges that are led here, and the age of the oldest.
+    pub(super) locks: Gauge,
+    pub(super) lock_age: Gauge,
 }
 
 impl FleetMeters {
@@ -57,6 +60,8 @@ impl FleetMeters {
             collected: counter!("flotilla_gc_versions_collected_total"),
             collected_bytes: counter!("flotilla_gc_bytes_collected_total"),
             gc_age: gauge!("flotilla_gc_threshold_age_seconds"),
+            locks: gauge!("flotilla_locks"),
+            lock_age: gauge!("flotilla_lock_age_seconds"),
         }
     }
 }

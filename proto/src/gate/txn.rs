@@ -517,9 +517,11 @@ pub(super) fn refusal_out(refusal: TxnRefusal) -> wire::RangeError {
     let at = |kind: Kind, timestamp: Timestamp| wire::RangeError { timestamp: Some(timestamp.into()), ..of(kind) };
     let by = |kind: Kind, by: &LockedBy| wire::RangeError { txn_id: Some(id_out(by.holder)), ..about(kind, &by.key) };
     match refusal {
-        TxnRefusal::WriteTooOld { key, existing } => {
-            wire::RangeError { timestamp: Some(existing.into()), ..about(Kind::WriteTooOld, &key) }
-        }
+        TxnRefusal::WriteTooOld { key, existing, other } => wire::RangeError {
+            timestamp: Some(existing.into()),
+            txn_id: other.map(id_out),
+            ..about(Kind::WriteTooOld, &key)
+        },
         TxnRefusal::Pushed { above } => at(Kind::TxnPushed, above),
         TxnRefusal::RefreshFailed { key, other } => {
             wire::RangeError { txn_id: other.map(id_out), ..about(Kind::RefreshFailed, &key) }
@@ -542,7 +544,7 @@ pub(super) fn refusal_in(error: &wire::RangeError) -> Result<Option<TxnRefusal>,
     let other = || error.txn_id.as_deref().map(id_in).transpose();
     let by = || Ok::<_, WireError>(LockedBy { key: key()?, holder: needed(other()?, "who holds a lock")? });
     Ok(Some(match error.kind() {
-        Kind::WriteTooOld => TxnRefusal::WriteTooOld { key: key()?, existing: timestamp()? },
+        Kind::WriteTooOld => TxnRefusal::WriteTooOld { key: key()?, existing: timestamp()?, other: other()? },
         Kind::TxnPushed => TxnRefusal::Pushed { above: timestamp()? },
         Kind::RefreshFailed => TxnRefusal::RefreshFailed { key: key()?, other: other()? },
         Kind::TxnAborted => TxnRefusal::Aborted,

@@ -155,7 +155,8 @@ pub(super) fn replies() -> Vec<Reply> {
 pub(super) fn errors() -> Vec<RangeError> {
     let by = || LockedBy { key: key(1), holder: TxnId([6; 16]) };
     let refusals = [
-        TxnRefusal::WriteTooOld { key: key(1), existing: at(2) },
+        TxnRefusal::WriteTooOld { key: key(1), existing: at(2), other: None },
+        TxnRefusal::WriteTooOld { key: key(1), existing: at(2), other: Some(TxnId([6; 16])) },
         TxnRefusal::Pushed { above: at(2) },
         TxnRefusal::RefreshFailed { key: key(1), other: None },
         TxnRefusal::RefreshFailed { key: key(1), other: Some(TxnId([6; 16])) },

@@ -27,9 +27,39 @@ pub(super) struct Leftovers {
     look_at: Duration,
     /// Where the walk over the locks goes on.
     from: Option<Key>,
+    /// What the walk has seen so far, and what the last one saw.
+    walk: LocksSeen,
+    seen: LocksSeen,
+}
+
+/// Locks as a walk over a range meets them, page by page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LocksSeen {
+    /// How many.
+    pub count: u64,
+    /// When the oldest was laid.
+    pub oldest: Option<Timestamp>,
+}
+
+impl LocksSeen {
+    fn meets(&mut self, laid: Timestamp) {
+        self.count += 1;
+        self.oldest = Some(self.oldest.map_or(laid, |oldest| oldest.min(laid)));
+    }
+
+    /// These and those.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let oldest = self.oldest.into_iter().chain(other.oldest).min();
+        Self { count: self.count + other.count, oldest }
+    }
 }
 
 impl Replica {
+    /// The locks in the range when they were last looked at.
+    pub(crate) fn locks_seen(&self) -> LocksSeen {
+        if self.transactions.unlocked { LocksSeen::default() } else { self.leftovers.seen }
+    }
+
     /// When to look for locks, if there may be any.
     pub(super) fn looks_for_leftovers_at(&self) -> Option<Duration> {
         (!self.transactions.unlocked).then_some(self.leftovers.look_at)
@@ -64,17 +94,23 @@ impl Replica {
         let (begins, start) = (start.is_none(), start.unwrap_or_else(|| whole.start.clone()));
         let mut abandoned: BTreeMap<TxnId, (TxnMeta, Vec<Key>)> = BTreeMap::new();
         let (mut looked, mut next) = (0, None);
+        let mut walk = if begins { LocksSeen::default() } else { self.leftovers.walk };
         locks::each(engine, &KeySpan { start, end: whole.end }, |key, lock| {
             if looked == PAGE {
                 next = Some(key);
                 return false;
             }
             looked += 1;
+            walk.meets(lock.local_ts);
             if ctx.now.since(lock.local_ts) > ABANDONED {
                 abandoned.entry(lock.txn.id).or_insert_with(|| (lock.txn, Vec::new())).1.push(key);
             }
             true
         })?;
+        self.leftovers.walk = walk;
+        if next.is_none() {
+            self.leftovers.seen = walk;
+        }
         self.leftovers.from = next;
         if looked == 0 && begins {
             self.transactions.unlocked = true;

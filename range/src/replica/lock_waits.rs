@@ -34,7 +34,16 @@ pub(super) struct Story {
     arrival: u64,
     /// How often it has pushed.
     pushes: usize,
+    /// Since when it waits for the locks that it met last.
+    since: Duration,
     pub(super) passes: Passes,
+}
+
+impl Story {
+    /// How long it has waited for the locks that it met last.
+    pub(super) const fn waited(&self, mono: Duration) -> Duration {
+        mono.saturating_sub(self.since)
+    }
 }
 
 struct Waiting {
@@ -108,6 +117,7 @@ impl LockWaits {
         if open.story.arrival == 0 {
             open.story.arrival = self.number(mono);
         }
+        open.story.since = mono;
         let arrival = open.story.arrival;
         let pause = PAUSES[open.story.pushes.min(PAUSES.len() - 1)];
         let push_at = if hurries(&open) { mono } else { mono + pause };

@@ -198,6 +198,7 @@ impl Replica {
         engine: &dyn Reader,
         open: &Open,
         op: &RecordOp,
+        effects: &mut Vec<Effect>,
     ) -> Result<Evaluated, Failed> {
         self.check_still_here(&op.span()).map_err(Failed::Answer)?;
         let meta = op.meta();
@@ -236,6 +237,9 @@ impl Replica {
                     && let Some(window) = self.keep_off(ctx, open, meta.isolation, *at, &edits)
                 {
                     return Ok(Evaluated::Unproven(window));
+                }
+                if rules.victim {
+                    effects.push(Effect::Count("flotilla_txn_deadlocks_total", 1));
                 }
                 Evaluated::Propose(Command::Edit(edits), reply)
             }
@@ -353,6 +357,7 @@ impl Replica {
             self.forgetting.comes(FINISHED_BYTES);
         }
         for open in self.lock_waits.released(&txns.released) {
+            effects.push(waited(ctx, &open));
             self.again(ctx, open, effects);
         }
     }
@@ -366,12 +371,17 @@ impl Replica {
         effects: &mut Vec<Effect>,
     ) {
         match self.lock_waits.pushed(number, result) {
-            Some(Released::Again(open)) => self.again(ctx, open, effects),
+            Some(Released::Again(open)) => {
+                effects.push(waited(ctx, &open));
+                self.again(ctx, open, effects);
+            }
             Some(Released::Aborted(open)) => {
+                effects.push(waited(ctx, &open));
                 let result = Err(RangeError::Txn(TxnRefusal::Aborted));
                 effects.push(Effect::Reply { token: open.token, result });
             }
             Some(Released::Unwilling(open, by)) => {
+                effects.push(waited(ctx, &open));
                 let result = unwilling(ctx, &open, by);
                 effects.push(Effect::Reply { token: open.token, result });
             }
@@ -385,6 +395,7 @@ impl Replica {
             return;
         }
         for (open, by) in self.lock_waits.late(ctx.mono) {
+            effects.push(waited(ctx, &open));
             let error = RangeError::Txn(TxnRefusal::LockTimeout(by));
             effects.push(Effect::Reply { token: open.token, result: Err(error) });
         }
@@ -398,6 +409,7 @@ impl Replica {
     /// All who wait for locks start again: they may have to wait elsewhere.
     pub(super) fn disturb_lock_waits(&mut self, ctx: &Ctx<'_>, effects: &mut Vec<Effect>) {
         for open in self.lock_waits.take() {
+            effects.push(waited(ctx, &open));
             self.again(ctx, open, effects);
         }
     }
@@ -405,6 +417,11 @@ impl Replica {
 
 /// About what a finished record weighs.
 const FINISHED_BYTES: usize = 128;
+
+/// It does not wait any longer for the locks that it met: one that meets others waits anew.
+fn waited(ctx: &Ctx<'_>, open: &Open) -> Effect {
+    Effect::Took("flotilla_txn_lock_wait_seconds", open.story.waited(ctx.mono))
+}
 
 fn told(ctx: &Ctx<'_>, result: PushResult) -> Evaluated {
     Evaluated::Answer(RangeReply { timestamp: ctx.now, reply: Reply::Pushed(result) })

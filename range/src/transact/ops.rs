@@ -7,7 +7,7 @@ use flotilla_storage::locks;
 use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds, Version};
 use flotilla_types::{
     HISTORY_MAX, Increment, Key, KeySpan, LockRecord, OwnValue, RangeError, RangeReply, Reply, Row, ScanResult, Seq,
-    Strength, Timestamp, TxnAnswer, TxnHeader, TxnOp, TxnRefusal, is_ignored,
+    Strength, Timestamp, TxnAnswer, TxnHeader, TxnId, TxnOp, TxnRefusal, is_ignored,
 };
 
 use super::Blocker;
@@ -183,7 +183,8 @@ impl Evaluation<'_> {
         let newest = mvcc::newest(self.reader, key)?;
         match &newest {
             Some(version) if version.timestamp > self.header.read => {
-                refuse(TxnRefusal::WriteTooOld { key: key.clone(), existing: version.timestamp })
+                let (existing, other) = (version.timestamp, writer(version));
+                refuse(TxnRefusal::WriteTooOld { key: key.clone(), existing, other })
             }
             _ => Ok(newest),
         }
@@ -394,8 +395,8 @@ impl Evaluation<'_> {
 
     /// Whether nobody else has written, or is about to write, what was read.
     fn refresh(&self, span: &KeySpan, from: Timestamp, to: Timestamp) -> Result<Evaluated, Failed> {
-        if let Some((key, _)) = mvcc::changed_in(self.reader, span, from, to)? {
-            return refuse(TxnRefusal::RefreshFailed { key, other: None });
+        if let Some((key, version)) = mvcc::changed_in(self.reader, span, from, to)? {
+            return refuse(TxnRefusal::RefreshFailed { key, other: writer(&version) });
         }
         let window = ReadWindow::exactly(to);
         let (blockers, _) = self.meets_in(span, |key, lock| self.blocks_read(key, lock, window))?;
@@ -409,6 +410,11 @@ impl Evaluation<'_> {
 /// Whether a lock is the intent of this write, at or below a timestamp.
 pub(crate) fn proves(lock: &LockRecord, seq: Seq, at: Timestamp) -> bool {
     lock.strength == Strength::Intent && lock.seq == seq && lock.ts <= at
+}
+
+/// Who wrote a version: a transaction that its client drives is known by its own id, everybody else by the request's.
+fn writer(version: &Version) -> Option<TxnId> {
+    version.request.map(TxnId::from)
 }
 
 fn visible(key: &Key, version: Option<Version>) -> Option<Row> {

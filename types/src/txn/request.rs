@@ -346,6 +346,8 @@ pub enum TxnRefusal {
         key: Key,
         /// The version's timestamp.
         existing: Timestamp,
+        /// Who wrote it, where that is known: the transaction, or the request by whose id it is known.
+        other: Option<TxnId>,
     },
     /// The transaction can commit only above this timestamp.
     #[error("it can commit only above {above}")]
@@ -358,7 +360,7 @@ pub enum TxnRefusal {
     RefreshFailed {
         /// Which key.
         key: Key,
-        /// Who changed it, if it has not committed yet.
+        /// Who changed it, where that is known: the transaction, or the request by whose id it is known.
         other: Option<TxnId>,
     },
     /// The transaction's record says that it was aborted.
@@ -405,6 +407,16 @@ impl TxnRefusal {
             | Self::StaleWrite { key } => Some(key),
             Self::LockHeld(by) | Self::LockTimeout(by) => Some(&by.key),
             Self::Pushed { .. } | Self::Aborted | Self::AlreadyCommitted { .. } => None,
+        }
+    }
+
+    /// The other transaction that it is about.
+    #[must_use]
+    pub const fn other(&self) -> Option<TxnId> {
+        match self {
+            Self::WriteTooOld { other, .. } | Self::RefreshFailed { other, .. } => *other,
+            Self::LockHeld(by) | Self::LockTimeout(by) => Some(by.holder),
+            _ => None,
         }
     }
 }
