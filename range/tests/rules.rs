@@ -371,10 +371,12 @@ fn a_write_lies_above_what_others_read_and_a_late_copy_overwrites_nothing() {
     let before = at.minus(Duration::from_millis(1));
     let first = laid(&told(&mut world, txn(&mine, before, 1, write("k", "first"))));
     assert!(first > at, "{first} is at or below the read at {at}");
-    told(&mut world, txn(&mine, before, 2, write("k", "second")));
+    told(&mut world, txn(&mine, before, 2, write("k", "between")));
+    told(&mut world, txn(&mine, before, 3, write("k", "second")));
+    // Nothing is remembered of the first one any more.
     let copy = once(&mut world, txn(&mine, before, 1, write("k", "first")));
-    assert!(matches!(copy, Ok(_) | Err(RangeError::Txn(TxnRefusal::StaleWrite { .. }))), "{copy:?}");
-    let seen = told(&mut world, txn(&mine, first, 3, TxnOp::Get { key: user("k"), lock: None }));
+    assert!(matches!(copy, Err(RangeError::Txn(TxnRefusal::StaleWrite { .. }))), "{copy:?}");
+    let seen = told(&mut world, txn(&mine, first, 4, TxnOp::Get { key: user("k"), lock: None }));
     let Reply::Txn { answer: TxnAnswer::Row(Some(row)), .. } = seen else { panic!("{seen:?}") };
     assert_eq!(&row.value[..], b"second");
 }
