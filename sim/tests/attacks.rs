@@ -105,19 +105,19 @@ fn two_answers_to_one_request_name_the_same_branch() {
     let hold = |router: Router, deadline: Duration| async move {
         let mut txn = router.begin(TxnOptions::default())?;
         txn.write(key("z"), Some(Bytes::from_static(b"held")), Wait::Block, deadline).await?;
-        router.clock().sleep(Duration::from_millis(1000)).await;
+        router.clock().sleep(Duration::from_millis(300)).await;
         txn.rollback().await;
         Ok(())
     };
     let _holder = cluster.start(1, LONG, hold).unwrap();
-    cluster.run_for(Duration::from_millis(100));
+    cluster.run_for(Duration::from_millis(40));
     let whole = Whole {
         compares: vec![Compare { key: key("a"), expected: Some(Bytes::from_static(b"x")) }],
         then: vec![OneShot::Increment(key("z"), 1)],
         otherwise: Vec::new(),
     };
     let first = transact(&mut cluster, 2, id, &whole);
-    cluster.run_for(Duration::from_millis(100));
+    cluster.run_for(Duration::from_millis(40));
     assert!(!first.is_answered());
     // Meanwhile the comparison does not hold any more, and its client, out of patience, comes again through another gateway.
     assert_eq!(cluster.put(3, &key("a"), "y", LONG).unwrap().result, Ok(()));
