@@ -88,6 +88,50 @@ fn a_gateway_that_dies_at_any_step_of_a_parallel_commit_leaves_all_of_it_or_noth
 }
 
 #[test]
+fn a_parallel_commit_that_was_acknowledged_is_there_although_its_gateway_dies_in_the_same_moment() {
+    for seed in 0..12 {
+        let mut cluster = cluster(seed);
+        // Nobody hears that it is committed.
+        let id = id(&mut cluster, 0);
+        let first = transact(&mut cluster, 2, id, &both());
+        let limit = cluster.now() + LONG;
+        cluster.run_until(limit, || first.is_answered());
+        assert!(first.take().unwrap().result.is_ok(), "seed {seed}");
+        cluster.crash(2, Duration::from_secs(60));
+        cluster.run_for(Duration::from_secs(12));
+        assert_eq!((counter(&mut cluster, "a"), counter(&mut cluster, "z")), (1, 1), "seed {seed}");
+        assert_eq!(cluster.failures(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_parallel_commit_one_of_whose_writes_never_arrived_is_undone() {
+    for seed in 0..6 {
+        let mut cluster = cluster(seed);
+        for _ in 0..10 {
+            if cluster.leader(&key("z")) == Some(3) {
+                break;
+            }
+            cluster.transfer(&key("z"), 3);
+            cluster.run_for(Duration::from_secs(1));
+        }
+        assert_eq!(cluster.leader(&key("z")), Some(3));
+        let id = id(&mut cluster, 0);
+        // Its gateway knows where everything lies.
+        for name in ["a", "z"] {
+            assert_eq!(cluster.put(2, &key(&format!("{name}-known")), "x", LONG).unwrap().result, Ok(()));
+        }
+        cluster.cut(2, 3);
+        let _first = transact(&mut cluster, 2, id, &both());
+        cluster.run_for(Duration::from_millis(60));
+        cluster.crash(2, Duration::from_secs(60));
+        cluster.run_for(Duration::from_secs(12));
+        assert_eq!((counter(&mut cluster, "a"), counter(&mut cluster, "z")), (0, 0), "seed {seed}");
+        assert_eq!(cluster.failures(), Vec::<String>::new());
+    }
+}
+
+#[test]
 #[ignore = "finding 3: only Write refuses request ids of the future; check_done does not find what they wrote"]
 fn a_request_id_of_a_client_whose_clock_is_ahead_takes_effect_once_also_over_several_ranges() {
     for micros in (0..40).map(|step| 250 * step) {
