@@ -272,3 +272,29 @@ fn a_copy_of_a_write_that_was_refused_as_locked_does_not_commit() {
     assert_eq!(world::text(world.get("k")).as_deref(), Some("1"), "the statement was told to have failed");
     let _ = Strength::Shared;
 }
+
+#[test]
+#[ignore = "finding 9: Latches::acquire compares every span of a command with every span of each earlier one"]
+fn two_large_batches_do_not_hold_up_the_thread_of_their_store() {
+    let mut world = World::new();
+    let leader = world.leader(USER).unwrap_or_else(|| {
+        world.run_until("a leader", |world| world.leader(USER).is_some());
+        world.leader(USER).unwrap()
+    });
+    let keys = 20_000;
+    let batch = |world: &World, n: u32| {
+        let of = |i| flotilla_types::BatchOp::Put { key: user(&format!("k{i:08}-{n}")), value: Bytes::from_static(b"v") };
+        Command::Write { id: born(world, n), write: Write::Batch { ops: (0..keys).map(of).collect() } }
+    };
+    let before = std::time::Instant::now();
+    let (first, second) = (batch(&world, 1), batch(&world, 2));
+    let (first, second) = (world.ask(leader, first), world.ask(leader, second));
+    world.run_until("both", |world| [first, second].iter().all(|token| world.answers.contains_key(token)));
+    let took = before.elapsed();
+    let before = std::time::Instant::now();
+    let alone = batch(&world, 3);
+    let alone = world.ask(leader, alone);
+    world.run_until("it", |world| world.answers.contains_key(&alone));
+    let one = before.elapsed();
+    assert!(took < one * 4, "two batches of {keys} keys at once took {took:?}, one alone {one:?}");
+}
