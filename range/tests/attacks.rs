@@ -298,3 +298,22 @@ fn two_large_batches_do_not_hold_up_the_thread_of_their_store() {
     let one = before.elapsed();
     assert!(took < one * 4, "two batches of {keys} keys at once took {took:?}, one alone {one:?}");
 }
+
+#[test]
+#[ignore = "finding 9: Whole::may_write looks through all steps, for each key: n² for one request, in the fleet's thread"]
+fn the_time_that_one_large_transaction_takes_grows_with_its_size_and_not_with_the_square_of_it() {
+    let mut world = World::new();
+    world.run_until("a leader", |world| world.leader(USER).is_some());
+    let leader = world.leader(USER).unwrap();
+    let mut took = |keys: u32| {
+        let reads = (0..keys).map(|i| OneShot::Get(user(&format!("k{i:08}"))));
+        let then = reads.chain([OneShot::Write(user("z"), Some(Bytes::from_static(b"v")))]).collect();
+        let whole = Write::Whole(Box::new(Whole { then, ..Whole::default() }));
+        let before = std::time::Instant::now();
+        let token = world.ask(leader, Command::Write { id: born(&world, keys), write: whole });
+        world.run_until("it", |world| world.answers.contains_key(&token));
+        before.elapsed()
+    };
+    let (small, large) = (took(2_500), took(20_000));
+    assert!(large < small * 24, "2500 keys take {small:?}, 20000 take {large:?}");
+}
