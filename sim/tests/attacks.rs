@@ -39,7 +39,7 @@ fn wait<T>(cluster: &mut Cluster, pending: &Pending<T>) -> Option<Result<T, KvEr
 
 fn id(cluster: &mut Cluster, born_later_ms: u64) -> RequestId {
     let ask = |router: Router, _| async move { router.clock().now().map_err(KvError::from) };
-    let asked = cluster.start(1, LONG, ask).unwrap();
+    let asked = (1..=3).find_map(|gateway| cluster.start(gateway, LONG, ask)).unwrap();
     let now = wait(cluster, &asked).unwrap().unwrap();
     RequestId::new(now.wall / 1_000_000 + born_later_ms, 77, 7)
 }
@@ -47,13 +47,18 @@ fn id(cluster: &mut Cluster, born_later_ms: u64) -> RequestId {
 fn transact(cluster: &mut Cluster, gateway: u64, id: RequestId, whole: &Whole) -> Pending<TxnResult> {
     let whole = whole.clone();
     let call = move |router: Router, deadline| async move { router.transact(id, &whole, deadline).await };
-    cluster.start(gateway, LONG, call).unwrap()
+    // If it is down, through another one.
+    let begin = |gateway| cluster.start(gateway, LONG, call.clone());
+    [gateway, 1, 2, 3].into_iter().find_map(begin).unwrap()
 }
 
 fn counter(cluster: &mut Cluster, name: &str) -> i64 {
     let key = key(name);
-    let call = move |router: Router, deadline| async move { router.get(key, deadline).await };
-    let asked = cluster.start(1, LONG, call).unwrap();
+    let call = |router: Router, deadline| {
+        let key = key.clone();
+        async move { router.get(key, deadline).await }
+    };
+    let asked = (1..=3).find_map(|gateway| cluster.start(gateway, LONG, call)).unwrap();
     let row = wait(cluster, &asked).expect("an answer").expect("a value").row;
     row.map_or(0, |row| i64::from_be_bytes(row.value[..].try_into().unwrap()))
 }
@@ -129,6 +134,69 @@ fn a_parallel_commit_one_of_whose_writes_never_arrived_is_undone() {
         assert_eq!((counter(&mut cluster, "a"), counter(&mut cluster, "z")), (0, 0), "seed {seed}");
         assert_eq!(cluster.failures(), Vec::<String>::new());
     }
+}
+
+/// Copies of one request through several gateways, some of which die, while messages come late and get lost.
+fn copies(seed: u64) {
+    let mut cluster = cluster(seed);
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut roll = move |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    if roll(2) == 0 {
+        cluster.transfer(&key("z"), 1 + roll(3));
+        cluster.run_for(Duration::from_secs(1));
+    }
+    let mut done = 0;
+    for round in 0..6 {
+        let id = id(&mut cluster, 0);
+        let id = RequestId::new(id.born_ms(), 77, round);
+        let mut calls: Vec<_> =
+            (0..=roll(3)).map(|_| (roll(4000), 1 + roll(3))).map(|(at, gateway)| (at, Some(gateway))).collect();
+        // One gateway dies or loses its way to a leader, at some step.
+        calls.push((roll(9000), None));
+        calls.sort_unstable();
+        let (mut began, mut pending) = (0, Vec::new());
+        for (at, gateway) in calls {
+            cluster.run_for(Duration::from_micros(at - began));
+            began = at;
+            match gateway {
+                Some(gateway) => {
+                    let whole = both();
+                    let call = move |router: Router, deadline| async move { router.transact(id, &whole, deadline).await };
+                    pending.extend(cluster.start(gateway, LONG, call));
+                }
+                None if roll(2) == 0 => cluster.crash(1 + roll(3), Duration::from_millis(200 + roll(9000))),
+                None => cluster.cut(1 + roll(3), 1 + roll(3)),
+            }
+        }
+        cluster.run_for(Duration::from_millis(roll(12_000)));
+        cluster.heal();
+        cluster.run_for(Duration::from_secs(2));
+        // It must go through in the end; that it takes effect once is what this is about.
+        let last = (0..20).any(|_| {
+            let last = transact(&mut cluster, 1 + roll(3), id, &both());
+            let last = wait(&mut cluster, &last);
+            cluster.run_for(Duration::from_secs(1));
+            matches!(last, Some(Ok(_)))
+        });
+        assert!(last, "seed {seed}, round {round}: it never goes through");
+        done += 1;
+        cluster.run_for(Duration::from_secs(8));
+        let counters = (counter(&mut cluster, "a"), counter(&mut cluster, "z"));
+        assert_eq!(counters, (done, done), "seed {seed}, round {round}");
+        drop(pending);
+    }
+    assert_eq!(cluster.failures(), Vec::<String>::new());
+}
+
+#[test]
+fn copies_of_one_request_through_several_gateways_take_effect_once() {
+    let seeds = std::env::var("FLOTILLA_ATTACKS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(30);
+    (0..seeds).for_each(copies);
 }
 
 #[test]
