@@ -151,8 +151,12 @@ fn copies(seed: u64) {
         cluster.transfer(&key("z"), 1 + roll(3));
         cluster.run_for(Duration::from_secs(1));
     }
+    assert_eq!(cluster.put(1, &key("guard"), "x", LONG).unwrap().result, Ok(()));
     let mut done = 0;
     for round in 0..6 {
+        // What has comparisons is known again by its record, what has none by its versions.
+        let compares = vec![Compare { key: key("guard"), expected: Some(Bytes::from_static(b"x")) }];
+        let whole = if roll(2) == 0 { both() } else { Whole { compares, ..both() } };
         let id = id(&mut cluster, 0);
         let id = RequestId::new(id.born_ms(), 77, round);
         let mut calls: Vec<_> =
@@ -166,10 +170,11 @@ fn copies(seed: u64) {
             began = at;
             match gateway {
                 Some(gateway) => {
-                    let whole = both();
+                    let whole = whole.clone();
                     let call = move |router: Router, deadline| async move { router.transact(id, &whole, deadline).await };
                     pending.extend(cluster.start(gateway, LONG, call));
                 }
+                None if roll(3) == 0 => cluster.spoil_network(0.15, 0.3),
                 None if roll(2) == 0 => cluster.crash(1 + roll(3), Duration::from_millis(200 + roll(9000))),
                 None => cluster.cut(1 + roll(3), 1 + roll(3)),
             }
@@ -180,7 +185,7 @@ fn copies(seed: u64) {
         // It must go through in the end; that it takes effect once is what this is about.
         let mut last = None;
         for _ in 0..20 {
-            let asked = transact(&mut cluster, 1 + roll(3), id, &both());
+            let asked = transact(&mut cluster, 1 + roll(3), id, &whole);
             last = wait(&mut cluster, &asked);
             cluster.run_for(Duration::from_secs(1));
             if matches!(last, Some(Ok(_))) {
