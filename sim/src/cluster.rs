@@ -222,6 +222,12 @@ impl Cluster {
         self.world.network.cut.remove(&(StoreId(from), StoreId(to)));
     }
 
+    /// So many of all messages are lost, and so many come much later than the others. Until `heal`.
+    pub fn spoil_network(&mut self, loss: f64, lateness: f64) {
+        self.world.network.loss = loss;
+        self.world.network.lateness = lateness;
+    }
+
     /// Sets a store's wall clock.
     pub fn step_clock(&mut self, store: u64, by_ms: i64) {
         let now = self.world.now();
