@@ -79,7 +79,8 @@ impl TxnEffects {
             Edit::Release { key, txn, .. } => self.released.push((key.clone(), *txn)),
             Edit::Finish { id, .. } => self.finished.push((*id).into()),
             Edit::Record { .. } => self.recorded = true,
-            Edit::Version { .. } | Edit::DropRecord { .. } => {}
+            Edit::DropRecord { txn, .. } => self.finished.push(*txn),
+            Edit::Version { .. } => {}
         }
     }
 }

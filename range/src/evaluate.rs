@@ -12,8 +12,8 @@ use flotilla_storage::engine::{EngineError, Reader};
 use flotilla_storage::keys as physical;
 use flotilla_storage::mvcc::{self, MvccError, ReadWindow, ScanBounds, Version};
 use flotilla_types::{
-    BatchOp, Increment, Key, KeySpan, RangeDescriptor, RangeError, RangeReply, Read, RecordError, RecordReader,
-    RecordWriter, Reply, RequestId, Timestamp, Write, WriteResult,
+    BatchOp, FinishedTxn, Increment, Key, KeySpan, RangeDescriptor, RangeError, RangeReply, Read, RecordError,
+    RecordReader, RecordWriter, Reply, RequestId, Timestamp, Write, WriteResult,
 };
 
 use crate::command::{Command, Versions};
@@ -93,14 +93,7 @@ pub(crate) fn write(
     floor: Timestamp,
     now: Timestamp,
 ) -> Result<Evaluated, Failed> {
-    // Versions are written at or above `floor`; the id of one that was born later would not be looked for there.
-    if birth(id) >= floor.plus(BIRTH_SLACK) {
-        let what = format!(
-            "the request id {id} was born in the future (its first 48 bits are milliseconds since 1970): set the \
-             client's clock, or learn the cluster's time"
-        );
-        return Err(Failed::Answer(RangeError::Invalid { what }));
-    }
+    check_birth(id, floor)?;
     match write {
         Write::Put { key, value } => blind(reader, id, floor, vec![(key.clone(), Some(value.clone()))]),
         Write::Delete { key } => blind(reader, id, floor, vec![(key.clone(), None)]),
@@ -130,6 +123,18 @@ pub(crate) fn write(
             blind(reader, id, floor, vec![(key.clone(), Some(descriptor.encode()))])
         }
     }
+}
+
+/// Versions are written at or above `floor`; the id of one that was born later would not be looked for there.
+pub(crate) fn check_birth(id: RequestId, floor: Timestamp) -> Result<(), Failed> {
+    if birth(id) < floor.plus(BIRTH_SLACK) {
+        return Ok(());
+    }
+    let what = format!(
+        "the request id {id} was born in the future (its first 48 bits are milliseconds since 1970): set the client's clock, or \
+         learn the cluster's time"
+    );
+    Err(Failed::Answer(RangeError::Invalid { what }))
 }
 
 fn done(timestamp: Timestamp, result: WriteResult) -> RangeReply {
@@ -207,6 +212,9 @@ fn delete_range(
     keys_max: u64,
 ) -> Result<Evaluated, Failed> {
     if let Some(answer) = reader.get(&physical::finished(&span.start, id))? {
+        if FinishedTxn::is_one(&answer) {
+            return Err(whole::used_otherwise(id));
+        }
         return Ok(Evaluated::Answer(decode_finished(&answer, &span.end)?));
     }
     let bounds = ScanBounds { reverse: false, rows_max: keys_max.max(1), bytes_max: u64::MAX };

@@ -44,6 +44,7 @@ pub struct Latches {
 impl Latches {
     /// Enters a command. The second part says whether it holds its latches at once; else a later `release` names it.
     pub fn acquire(&mut self, spans: Vec<(KeySpan, Access)>) -> (LatchId, bool) {
+        let spans = in_order(spans);
         let id = LatchId(self.next);
         self.next += 1;
         let mut waits_for = BTreeSet::new();
@@ -88,11 +89,45 @@ impl Latches {
     }
 }
 
+/// Whether two commands clash. Both lists are sorted by start, so that one walk over both finds it: of two large batches each
+/// span is looked at once. Spans of one command may overlap, as long as the one that reaches furthest stands for those it covers.
 fn conflict(earlier: &[(KeySpan, Access)], later: &[(KeySpan, Access)]) -> bool {
-    let clash = |a: &(KeySpan, Access), b: &(KeySpan, Access)| {
-        (a.1 == Access::Write || b.1 == Access::Write) && a.0.overlaps(&b.0)
-    };
-    earlier.iter().any(|a| later.iter().any(|b| clash(a, b)))
+    let (mut a, mut b) = (0, 0);
+    while let (Some(one), Some(other)) = (earlier.get(a), later.get(b)) {
+        if one.0.overlaps(&other.0) && (one.1 == Access::Write || other.1 == Access::Write) {
+            return true;
+        }
+        // Whichever ends first clashes with nothing that comes later in the other list.
+        if one.0.end <= other.0.end {
+            a += 1;
+        } else {
+            b += 1;
+        }
+    }
+    false
+}
+
+/// Sorts spans, and joins those that overlap: the stronger access counts for all of them.
+fn in_order(mut spans: Vec<(KeySpan, Access)>) -> Vec<(KeySpan, Access)> {
+    if spans.len() < 2 {
+        return spans;
+    }
+    spans.sort_by(|a, b| a.0.start.cmp(&b.0.start));
+    let mut joined: Vec<(KeySpan, Access)> = Vec::with_capacity(spans.len());
+    for (span, access) in spans {
+        match joined.last_mut() {
+            Some((last, known)) if span.start < last.end => {
+                if span.end > last.end {
+                    last.end = span.end;
+                }
+                if access == Access::Write {
+                    *known = Access::Write;
+                }
+            }
+            _ => joined.push((span, access)),
+        }
+    }
+    joined
 }
 
 #[cfg(test)]

@@ -275,8 +275,8 @@ impl Replica {
                 ops.iter().map(|op| (KeySpan::point(op.key().clone()), Access::Write)).collect()
             }
             RangeCommand::Write { write: Write::Whole(whole), .. } => {
-                let access = |key| if whole.may_write(key) { Access::Write } else { Access::Read };
-                whole.keys().map(|key| (KeySpan::point(key.clone()), access(key))).collect()
+                let access = |writes| if writes { Access::Write } else { Access::Read };
+                whole.named().into_iter().map(|(key, writes)| (KeySpan::point(key.clone()), access(writes))).collect()
             }
             RangeCommand::Write { .. } => vec![(span, Access::Write)],
             RangeCommand::Read { .. } | RangeCommand::Admin(_) => vec![(span, Access::Read)],
@@ -444,7 +444,13 @@ impl Replica {
         }
         let floor = ctx.now.max(self.state.lease.start).max(self.cache.floor(&span, None));
         let floor = floor.max(self.state.thresholds.gc.next());
-        if let Write::DeleteRange { .. } = write {
+        // Versions do not tell that these were done: only a record does, and that may have been forgotten.
+        let by_record = match write {
+            Write::DeleteRange { .. } => true,
+            Write::Whole(whole) => !whole.compares.is_empty(),
+            _ => false,
+        };
+        if by_record {
             self.check_age(id).map_err(Failed::Answer)?;
         }
         let hiding = Hiding::new(engine);
@@ -463,6 +469,10 @@ impl Replica {
         if let Evaluated::Answer(reply) = evaluated {
             if self.answers_as_read(ctx, &span, &reply) {
                 return Ok(Evaluated::Answer(reply));
+            }
+            if let Write::Whole(_) = write {
+                // It told of several keys, and nobody may write any of them below.
+                return Ok(Evaluated::Unproven(ReadWindow::exactly(reply.timestamp)));
             }
             // The log orders it as well as a lease does.
             let nothing = Versions { timestamp: reply.timestamp, changes: Vec::new(), finished: None };

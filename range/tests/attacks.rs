@@ -46,6 +46,7 @@ fn header(meta: &TxnMeta, at: Timestamp, seq: u32) -> TxnHeader {
         keep_from: Seq(seq),
         can_forward: false,
         wait: Wait::Block,
+        pipelined: false,
     }
 }
 
@@ -64,6 +65,7 @@ fn end(meta: &TxnMeta, kind: EndKind, keys: &[&str]) -> Command {
         lock_spans: keys.iter().map(|key| KeySpan::point(user(key))).collect(),
         ignored: Vec::new(),
         local: Vec::new(),
+        proofs: Vec::new(),
         held: None,
     };
     Command::Record(Box::new(RecordOp::End(end)))
@@ -104,7 +106,6 @@ fn guarded() -> Whole {
 }
 
 #[test]
-#[ignore = "finding 1: evaluate() asks check_age of range deletions only, and not of Write::Whole"]
 fn a_conditional_transaction_whose_record_was_forgotten_is_not_done_a_second_time() {
     let mut world = World::new();
     world.write(1, put("guard", "x")).unwrap();
@@ -122,7 +123,6 @@ fn a_conditional_transaction_whose_record_was_forgotten_is_not_done_a_second_tim
 }
 
 #[test]
-#[ignore = "finding 2: whole::earlier takes any finished record for a transaction's, and a replica that cannot read one is lost"]
 fn a_request_id_used_for_a_range_delete_and_then_for_a_transaction_costs_no_replica() {
     let mut world = World::new();
     world.write(1, put("guard", "x")).unwrap();
@@ -137,7 +137,6 @@ fn a_request_id_used_for_a_range_delete_and_then_for_a_transaction_costs_no_repl
 }
 
 #[test]
-#[ignore = "finding 2, the other way round: delete_range takes a transaction's finished record for its own"]
 fn a_request_id_used_for_a_transaction_and_then_for_a_range_delete_costs_no_replica() {
     let mut world = World::new();
     world.write(1, put("guard", "x")).unwrap();
@@ -152,7 +151,6 @@ fn a_request_id_used_for_a_transaction_and_then_for_a_range_delete_costs_no_repl
 }
 
 #[test]
-#[ignore = "finding 5: a transaction that wrote nothing is answered through the log without entering what it read"]
 fn nobody_writes_below_a_transaction_that_only_read_and_was_answered_through_the_log() {
     let mut world = World::new();
     world.write(1, put("a", "1")).unwrap();
@@ -211,7 +209,6 @@ fn nobody_writes_below_a_transaction_that_only_read_and_was_answered_through_the
 }
 
 #[test]
-#[ignore = "finding 7: a record that was forgotten says Aborted to the coordinator that had staged it, although it committed"]
 fn a_committed_transaction_whose_record_was_forgotten_is_not_said_to_be_aborted() {
     let mut world = World::new();
     world.write(1, put("a", "1")).unwrap();
@@ -241,7 +238,6 @@ fn a_committed_transaction_whose_record_was_forgotten_is_not_said_to_be_aborted(
 }
 
 #[test]
-#[ignore = "finding 4, the range's part: a copy of a statement that was refused succeeds, and commits with its transaction"]
 fn a_copy_of_a_write_that_was_refused_as_locked_does_not_commit() {
     let mut world = World::new();
     world.write(1, put("k", "1")).unwrap();
@@ -274,7 +270,6 @@ fn a_copy_of_a_write_that_was_refused_as_locked_does_not_commit() {
 }
 
 #[test]
-#[ignore = "finding 9: Latches::acquire compares every span of a command with every span of each earlier one"]
 fn two_large_batches_do_not_hold_up_the_thread_of_their_store() {
     let mut world = World::new();
     let leader = world.leader(USER).unwrap_or_else(|| {
@@ -283,7 +278,8 @@ fn two_large_batches_do_not_hold_up_the_thread_of_their_store() {
     });
     let keys = 20_000;
     let batch = |world: &World, n: u32| {
-        let of = |i| flotilla_types::BatchOp::Put { key: user(&format!("k{i:08}-{n}")), value: Bytes::from_static(b"v") };
+        let of =
+            |i| flotilla_types::BatchOp::Put { key: user(&format!("k{i:08}-{n}")), value: Bytes::from_static(b"v") };
         Command::Write { id: born(world, n), write: Write::Batch { ops: (0..keys).map(of).collect() } }
     };
     let before = std::time::Instant::now();
@@ -300,7 +296,6 @@ fn two_large_batches_do_not_hold_up_the_thread_of_their_store() {
 }
 
 #[test]
-#[ignore = "finding 9: Whole::may_write looks through all steps, for each key: n² for one request, in the fleet's thread"]
 fn the_time_that_one_large_transaction_takes_grows_with_its_size_and_not_with_the_square_of_it() {
     let mut world = World::new();
     world.run_until("a leader", |world| world.leader(USER).is_some());

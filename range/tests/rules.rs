@@ -47,6 +47,7 @@ fn header(meta: &TxnMeta, at: Timestamp, seq: u32) -> TxnHeader {
         keep_from: Seq(seq),
         can_forward: false,
         wait: Wait::Error,
+        pipelined: false,
     }
 }
 
@@ -73,6 +74,7 @@ fn end(meta: &TxnMeta, kind: EndKind, keys: &[&str]) -> Command {
         lock_spans: keys.iter().map(|key| KeySpan::point(user(key))).collect(),
         ignored: Vec::new(),
         local: Vec::new(),
+        proofs: Vec::new(),
         held: None,
     }))
 }
@@ -248,9 +250,7 @@ fn a_pushed_transaction_commits_above_the_push_also_under_the_next_lease_and_wha
     let p = now(&world);
     let kind = PushKind::Timestamp { above: p, limit: p };
     assert_eq!(told(&mut world, push(&weak, kind)), Reply::Pushed(PushResult::Passed));
-    let refused = |answer: &Result<RangeReply, RangeError>| {
-        matches!(answer, Err(RangeError::Txn(TxnRefusal::Pushed { above })) if *above >= p)
-    };
+    let refused = |answer: &Result<RangeReply, RangeError>| matches!(answer, Err(RangeError::Txn(TxnRefusal::Pushed { above })) if *above >= p);
     let answer = once(&mut world, end(&weak, EndKind::Commit(pushed), &["k"]));
     assert!(refused(&answer), "{answer:?}");
     let leader = world.leader(USER).unwrap();
@@ -293,18 +293,13 @@ fn an_intention_is_done_once_whoever_comes_again_and_however_the_first_one_ended
         let at = now(&world);
         let locked = laid(&told(&mut world, txn(&mine, at, 1, write("k", "2"))));
         assert_eq!(told(&mut world, stage(&mine, locked, &[("k", 1)])), Reply::Staged);
-        let verdict = if by_recovery {
-            recover(&mine, locked, true)
-        } else {
-            end(&mine, EndKind::Commit(locked), &["k"])
-        };
+        let verdict =
+            if by_recovery { recover(&mine, locked, true) } else { end(&mine, EndKind::Commit(locked), &["k"]) };
         assert_eq!(told(&mut world, verdict), ended(locked));
         told(&mut world, resolve(&mine, Outcome::Committed { at: locked }, "k", &[]));
         told(&mut world, record(RecordOp::Collect { meta: mine.clone() }));
         world.write(50, put("k", "of another")).unwrap();
-        let already = |answer: &Result<RangeReply, RangeError>| {
-            matches!(answer, Err(RangeError::Txn(TxnRefusal::AlreadyCommitted { at, .. })) if *at == locked)
-        };
+        let already = |answer: &Result<RangeReply, RangeError>| matches!(answer, Err(RangeError::Txn(TxnRefusal::AlreadyCommitted { at, .. })) if *at == locked);
         let later = now(&world);
         for copy in [
             txn(&twin, later, 1, write("k", "2")),

@@ -145,7 +145,10 @@ pub(crate) async fn settle(router: Router, log: Log, index: usize, id: RequestId
 pub(crate) fn doubtful(log: &[Record]) -> BTreeSet<Key> {
     let unknown = log.iter().filter(|record| matches!(record.fate, Fate::Unknown | Fate::Open));
     let wholes = unknown.filter_map(|record| record.whole.as_ref());
-    wholes.flat_map(|(_, whole)| whole.keys().filter(|key| whole.may_write(key)).cloned()).collect()
+    let written = |whole: &Whole| -> Vec<Key> {
+        whole.named().into_iter().filter(|(_, writes)| *writes).map(|(key, _)| key.clone()).collect()
+    };
+    wholes.flat_map(|(_, whole)| written(whole)).collect()
 }
 
 /// How many were over several ranges is of interest, and how many were in doubt.

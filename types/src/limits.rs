@@ -9,6 +9,8 @@ pub struct Limits {
     pub value_bytes: usize,
     /// Largest request, all its keys and values together.
     pub request_bytes: usize,
+    /// Most keys that a batch or a transaction known as a whole may name: it is evaluated in one step.
+    pub request_keys: usize,
     /// Largest chunk of a scan's answer, unless one row is larger.
     pub scan_chunk_bytes: usize,
 }
@@ -23,6 +25,12 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { key_bytes: 16 << 10, value_bytes: 8 << 20, request_bytes: 16 << 20, scan_chunk_bytes: 1 << 20 }
+        Self {
+            key_bytes: 16 << 10,
+            value_bytes: 8 << 20,
+            request_bytes: 16 << 20,
+            request_keys: 4096,
+            scan_chunk_bytes: 1 << 20,
+        }
     }
 }

@@ -21,6 +21,9 @@ use crate::{KvError, RetryReason, Router};
 pub(super) const IN_FLIGHT_MAX: usize = 512;
 pub(super) const IN_FLIGHT_BYTES: usize = 64 << 10;
 
+/// Writes that one request brings to a range: it holds up the range's thread for so long.
+const GROUP_MAX: usize = 1024;
+
 /// Writes of different keys.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
@@ -233,6 +236,7 @@ impl Txn {
             }
             Ok(Outcome::Committed { at }) => {
                 self.beating.stop();
+                self.await_clock(at, until).await?;
                 Ok(at)
             }
             Err(_) => Err(self.settle(&meta, format!("its record did not answer after: {error}"))),
@@ -288,7 +292,7 @@ async fn lay_all(
     let mut owner: Option<std::sync::Arc<RangeDescriptor>> = None;
     for write in writes {
         match (&owner, groups.last_mut()) {
-            (Some(owner), Some(group)) if owner.span.contains(&write.0) => group.push(write),
+            (Some(owner), Some(group)) if group.len() < GROUP_MAX && owner.span.contains(&write.0) => group.push(write),
             _ => {
                 owner = Some(router.find(&Place::Of(write.0.clone()), deadline).await?);
                 groups.push(vec![write]);

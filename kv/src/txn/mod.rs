@@ -326,10 +326,19 @@ impl Txn {
         // What is taken back need not be there.
         self.in_flight.retain(|_, seq| *seq <= savepoint.0);
         if self.seq > savepoint.0 {
-            self.ignored.push(SeqRange { from: savepoint.0.next(), to: self.seq });
+            self.ignore(SeqRange { from: savepoint.0.next(), to: self.seq });
         }
         (self.phase, self.cause) = (Phase::Active, None);
         Ok(())
+    }
+
+    /// Takes writes back. What lies within them need not be named any more.
+    fn ignore(&mut self, taken: SeqRange) {
+        self.ignored.retain(|range| range.from < taken.from);
+        match self.ignored.last_mut() {
+            Some(last) if last.to.next() >= taken.from => last.to = last.to.max(taken.to),
+            _ => self.ignored.push(taken),
+        }
     }
 
     /// Forgets a savepoint, and those after it; what was written since stays.

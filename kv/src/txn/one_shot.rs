@@ -176,6 +176,7 @@ impl Router {
                 Err(KvError::CommitUnknown { why, .. }) => return Err(KvError::Ambiguous { why }),
                 // What the span holds changes: only the record tells that it was done, and not how much it was.
                 Err(KvError::AlreadyCommitted { at, .. }) => {
+                    self.await_commit(at, deadline).await?;
                     return Ok(DeleteAnswer { keys: None, resume: None, timestamp: at });
                 }
                 done => return done,
@@ -195,8 +196,8 @@ impl Router {
         keys_max: u64,
         deadline: Duration,
     ) -> Result<DeleteAnswer, KvError> {
-        if let Some((timestamp, _)) = self.peek(id, &span.start, deadline).await? {
-            return Ok(DeleteAnswer { keys: None, resume: None, timestamp });
+        if let Some((at, held)) = self.peek(id, &span.start, deadline).await? {
+            return Err(KvError::AlreadyCommitted { at, held });
         }
         let mut txn = self.begin_as(id, TxnOptions::default(), self.request_id()?.into());
         txn.anchor_at(span.start.clone());
@@ -227,7 +228,16 @@ impl Router {
                 }
             },
         };
+        self.await_commit(at, deadline).await?;
         Ok(TxnResult { held, rows: Vec::new(), at })
+    }
+
+    /// Nobody is told of a commit that his clock has not reached.
+    async fn await_commit(&self, at: Timestamp, deadline: Duration) -> Result<(), KvError> {
+        let done = self.reach(at, deadline).await;
+        done.map_err(|error| KvError::Ambiguous {
+            why: format!("it is committed at {at}, which is not reached: {error}"),
+        })
     }
 
     /// When an intention was committed, if it was, and which branch was taken. Decides nothing.
@@ -241,6 +251,11 @@ impl Router {
         let handle = TxnHandle { id: id.into(), anchor: anchor.clone(), anchored: born, commit_id: id };
         Ok(match self.peek_outcome(&handle, deadline).await? {
             Some(TxnState::Ended { outcome: Outcome::Committed { at }, held }) => Some((at, held)),
+            // So old that it may have been done and forgotten.
+            None => {
+                let why = "the request is so old that its record may have been forgotten".to_owned();
+                return Err(KvError::Ambiguous { why });
+            }
             _ => None,
         })
     }
@@ -256,11 +271,10 @@ impl Txn {
         self.held = (!whole.compares.is_empty()).then_some(held);
         let branch = whole.branch(held);
         if self.held.is_some() && !branch.iter().any(OneShot::writes) {
-            // What it writes depends on what it read, and an earlier try may have written and so changed that.
+            // An earlier try may have taken, or may yet take, the other branch: the record says which one counts.
             let anchor = whole.keys().min().cloned().unwrap_or_default();
-            if let Some((at, held)) = self.router.clone().peek(self.commit_id, &anchor, deadline).await? {
-                return Err(KvError::AlreadyCommitted { at, held });
-            }
+            let header = self.header(&anchor, self.seq, Wait::Block)?;
+            self.anchor(header.meta);
         }
         match Plan::of(branch) {
             Some(plan) if at_once => self.do_at_once(plan, branch, held, deadline).await,

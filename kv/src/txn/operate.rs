@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_types::{
-    Command, Increment, Isolation, Key, KeySpan, RangeDescriptor, RangeReply, Reply, Row, Seq, Strength, Timestamp,
-    TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnRefusal, Wait,
+    Command, Increment, Isolation, Key, KeySpan, RangeDescriptor, RangeReply, Reply, Row, Seq, SeqRange, Strength,
+    Timestamp, TxnAnswer, TxnHeader, TxnMeta, TxnOp, TxnRefusal, Wait,
 };
 
 use super::{Call, Phase, Stamps, Txn, aborted};
@@ -232,7 +232,9 @@ impl Txn {
         let call = Call { locks: op.locks(), ..call };
         self.prove_in(&span, call.deadline).await?;
         let (answer, locked) = self.step(&span.start, call, |_| Some(op.clone())).await?;
-        if op.reads() {
+        // What was skipped is no matter of this transaction.
+        let skipped = call.wait == Wait::Skip && call.locks && locked.is_none();
+        if op.reads() && !skipped {
             self.reads.insert(span.clone());
         }
         self.hold(if locked.is_some() { vec![span.start] } else { Vec::new() }, weight, locked)?;
@@ -292,11 +294,17 @@ impl Txn {
         let done = self.try_step(place, first, call, cut).await;
         // A lock that is held, or a request that makes no sense, leaves the transaction as it was, as a failed statement
         // would in PostgreSQL after a rollback to the savepoint before it.
-        if let Err(error) = &done
-            && !matches!(error, KvError::Locked(_) | KvError::Invalid { .. })
-        {
-            self.phase = Phase::Failed;
-            self.fails_by(error);
+        match &done {
+            // A copy of the request may arrive all the same: what it lays does not count.
+            Err(KvError::Locked(_) | KvError::Invalid { .. }) if call.locks => {
+                self.ignore(SeqRange { from: self.seq, to: self.seq });
+                self.beating.locks().insert(first.clone());
+            }
+            Err(KvError::Locked(_) | KvError::Invalid { .. }) | Ok(_) => {}
+            Err(error) => {
+                self.phase = Phase::Failed;
+                self.fails_by(error);
+            }
         }
         done
     }

@@ -140,6 +140,16 @@ impl Door {
             .map_err(|_| overloaded("the node's memory for writes", RETRY_AFTER))
     }
 
+    /// How many keys a request names that is done in one step.
+    pub(crate) fn keys(&self, count: usize) -> Result<(), Status> {
+        let max = self.config.limits.request_keys;
+        if count <= max {
+            return Ok(());
+        }
+        let what = format!("the request names {count} keys and at most {max} are allowed: several requests, or Kv.Txn");
+        Err(refusal(Reason::TooLarge, &what))
+    }
+
     /// A span of an application's keys; without an end it reaches to the last of them.
     pub(crate) fn span(&self, start: &Bytes, end: Option<&Bytes>) -> Result<KeySpan, Status> {
         let start = self.key(start)?;

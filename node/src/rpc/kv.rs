@@ -163,6 +163,7 @@ impl Kv for KvService {
 
 impl KvService {
     fn ops(&self, ops: Vec<v1::BatchOp>) -> Result<(Vec<BatchOp>, OwnedSemaphorePermit), Status> {
+        self.door.keys(ops.len())?;
         let (mut checked, mut bytes) = (Vec::with_capacity(ops.len()), 0);
         for op in ops {
             checked.push(match op.op {

@@ -296,6 +296,7 @@ pub(super) async fn transact(
 ) -> Result<v1::TransactResponse, Status> {
     let v1::TransactRequest { compare, then, otherwise, request_id, after } = request;
     entered.after(after).await?;
+    door.keys(compare.len() + then.len() + otherwise.len())?;
     let mut bytes = 0;
     let compares = compare.into_iter().map(|v1::Compare { key, expected }| {
         expected.iter().try_for_each(|value| door.value(value))?;

@@ -18,7 +18,7 @@ use super::{Open, Replica};
 use crate::apply::TxnEffects;
 use crate::command::{Command, Versions};
 use crate::edit::Edit;
-use crate::evaluate::{Evaluated, Failed};
+use crate::evaluate::{Evaluated, Failed, check_birth};
 use crate::event::Effect;
 use crate::latches::Access;
 use crate::raft::{Ctx, Role};
@@ -139,6 +139,7 @@ impl Replica {
         };
         self.check_threshold(oldest).map_err(Failed::Answer)?;
         if op.locks() && header.meta.is_one_shot() {
+            check_birth(header.meta.commit_id, header.write.min(ctx.now))?;
             self.check_known(header.meta.commit_id).map_err(Failed::Answer)?;
         }
         if latest > ahead {
@@ -313,8 +314,8 @@ impl Replica {
         written: &Versions,
     ) -> Option<ReadWindow> {
         let at = written.timestamp;
-        let writes = |key: &Key| written.changes.iter().any(|(changed, _)| changed == key);
-        let read: Vec<&Key> = whole.keys().filter(|key| !writes(key)).collect();
+        let writes: BTreeSet<&Key> = written.changes.iter().map(|(key, _)| key).collect();
+        let read: Vec<&Key> = whole.named().into_keys().filter(|key| !writes.contains(key)).collect();
         if read.is_empty() {
             return None;
         }

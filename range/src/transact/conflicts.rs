@@ -106,9 +106,8 @@ pub(crate) fn of_write(reader: &dyn Reader, write: &Write) -> Result<Vec<Blocker
         Write::DeleteRange { span, .. } => in_span(reader, span, judge),
         Write::Whole(whole) => {
             let mut met = Vec::new();
-            for key in whole.keys() {
+            for (key, writes) in whole.named() {
                 // What is only read passes locks without a value.
-                let writes = whole.may_write(key);
                 met.extend(on_key(reader, key, |key, lock| {
                     judge(key, lock).filter(|_| writes || lock.strength == Strength::Intent)
                 })?);

@@ -170,7 +170,10 @@ impl Rules {
         let creatable = known.open.is_some() || self.creatable(meta);
         let commit_at = match &end.kind {
             EndKind::Commit(at) | EndKind::Stage(Staged { at, .. }) => *at,
-            EndKind::Abort if !creatable => return self.answer(Reply::Ended(Outcome::Aborted)),
+            // It may have been committed, and forgotten.
+            EndKind::Abort if !creatable => {
+                return Err(Failed::Answer(RangeError::TooOld { range: self.range, floor: self.floor() }));
+            }
             EndKind::Abort => {
                 let mut edits = resolve::keys(reader, meta.id, Outcome::Aborted, &[], &end.local)?;
                 edits.extend(self.abort(meta, &known));
@@ -309,7 +312,8 @@ impl Rules {
                 self.answer(Reply::Alive)
             };
         };
-        if !proven {
+        // Its intention was done by another transaction: this one must not be.
+        if !proven || Self::done_by_another(meta, &known).is_some() {
             return self.propose(self.abort(meta, &known), Reply::Ended(Outcome::Aborted));
         }
         let outcome = Outcome::Committed { at };

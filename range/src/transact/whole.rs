@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use flotilla_storage::engine::Reader;
 use flotilla_storage::{keys, mvcc};
-use flotilla_types::{FinishedTxn, Key, OneShot, Outcome, RequestId, Row, Timestamp, TxnId, Whole, WriteResult};
+use flotilla_types::{
+    FinishedTxn, Key, OneShot, Outcome, RangeError, RequestId, Row, Timestamp, TxnId, Whole, WriteResult,
+};
 
 use crate::evaluate::{Failed, earlier_try, number, sum};
 
@@ -92,6 +94,12 @@ pub(crate) fn evaluate(
     Ok(Done { timestamp, changes, finished, result: WriteResult::Whole { held, rows: Some(rows) } })
 }
 
+/// A client has given one id to two intentions.
+pub(crate) fn used_otherwise(id: RequestId) -> Failed {
+    let what = format!("the request id {id} was used for something else before: each intention needs one of its own");
+    Failed::Answer(RangeError::Invalid { what })
+}
+
 /// Where a transaction of several ranges would have its record, and so where a repetition looks.
 fn anchor(whole: &Whole) -> Option<&Key> {
     whole.keys().min()
@@ -109,6 +117,9 @@ fn earlier(reader: &dyn Reader, id: RequestId, whole: &Whole) -> Result<Option<D
     }
     let Some(anchor) = anchor(whole) else { return Ok(None) };
     let Some(record) = reader.get(&keys::finished(anchor, id))? else { return Ok(None) };
+    if !FinishedTxn::is_one(&record) {
+        return Err(used_otherwise(id));
+    }
     let FinishedTxn { outcome, held, .. } = FinishedTxn::decode(&record)?;
     Ok(if let Outcome::Committed { at } = outcome { done(at, held) } else { None })
 }

@@ -1,5 +1,7 @@
 //! Transactions that are known as a whole when they are sent: compare, then do one thing or another.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use crate::Key;
@@ -64,9 +66,13 @@ impl Whole {
         if held { &self.then } else { &self.otherwise }
     }
 
-    /// Whether a step of any branch may change the key.
+    /// All keys that it names, each once, and whether a step of any branch may change it.
     #[must_use]
-    pub fn may_write(&self, key: &Key) -> bool {
-        self.then.iter().chain(&self.otherwise).any(|step| step.writes() && step.key() == key)
+    pub fn named(&self) -> BTreeMap<&Key, bool> {
+        let mut named: BTreeMap<&Key, bool> = self.compares.iter().map(|compare| (&compare.key, false)).collect();
+        for step in self.then.iter().chain(&self.otherwise) {
+            *named.entry(step.key()).or_default() |= step.writes();
+        }
+        named
     }
 }
