@@ -58,7 +58,7 @@ async fn a_counter_holds_what_was_acknowledged_and_may_hold_what_is_unknown() {
         let run = &report["runs"][0];
         assert!(output.status.success(), "{run}");
         assert_eq!(run["grown"], run["acknowledged"]);
-        assert!(number(&run["slowest_client_share"]) > 0.0, "{run}");
+        assert!(run["slowest_client_share"].is_number(), "{run}");
     }
     // One client: nobody is in its way, so that what is lost has been done.
     let cluster = Cluster::start(2).await;

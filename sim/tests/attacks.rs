@@ -1,4 +1,4 @@
-//! What an adversary would try against transactions of a whole cluster. Those that succeed are ignored until they are mended.
+//! What an adversary would try against transactions of a whole cluster.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -69,7 +69,7 @@ fn both() -> Whole {
 }
 
 /// The gateway dies at some step of a parallel commit, and the client sends the same request through another one.
-fn dies_at(micros: u64, born_later_ms: u64) -> (i64, i64) {
+fn dies_at(micros: u64, born_later_ms: u64) -> Option<(i64, i64)> {
     let mut cluster = cluster(micros % 7);
     let id = id(&mut cluster, born_later_ms);
     let first = transact(&mut cluster, 2, id, &both());
@@ -78,17 +78,23 @@ fn dies_at(micros: u64, born_later_ms: u64) -> (i64, i64) {
     drop(first);
     let second = transact(&mut cluster, 3, id, &both());
     let done = wait(&mut cluster, &second);
-    assert!(matches!(done, Some(Ok(_))), "{micros} µs: {done:?}");
     cluster.run_for(Duration::from_secs(12));
     let counters = (counter(&mut cluster, "a"), counter(&mut cluster, "z"));
     assert_eq!(cluster.failures(), Vec::<String>::new());
-    counters
+    match done {
+        Some(Ok(_)) => Some(counters),
+        Some(Err(KvError::Invalid { .. })) => {
+            assert_eq!(counters, (0, 0), "{micros} µs: it was refused");
+            None
+        }
+        done => panic!("{micros} µs: {done:?}"),
+    }
 }
 
 #[test]
 fn a_gateway_that_dies_at_any_step_of_a_parallel_commit_leaves_all_of_it_or_nothing_and_a_retry_does_it_once() {
     for micros in (0..40).map(|step| 250 * step) {
-        assert_eq!(dies_at(micros, 0), (1, 1), "died after {micros} µs");
+        assert_eq!(dies_at(micros, 0), Some((1, 1)), "died after {micros} µs");
     }
 }
 
@@ -211,9 +217,9 @@ fn copies_of_one_request_through_several_gateways_take_effect_once() {
 }
 
 #[test]
-fn a_request_id_of_a_client_whose_clock_is_ahead_takes_effect_once_also_over_several_ranges() {
+fn a_request_id_of_a_client_whose_clock_is_ahead_is_refused_also_over_several_ranges() {
     for micros in (0..40).map(|step| 250 * step) {
-        assert_eq!(dies_at(micros, 20_000), (1, 1), "died after {micros} µs");
+        assert_eq!(dies_at(micros, 20_000), None, "died after {micros} µs");
     }
 }
 
