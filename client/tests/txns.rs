@@ -346,3 +346,19 @@ async fn one_shots_take_effect_once_and_doubt_stays_doubt() {
     assert_eq!((taken.held, taken.results), (true, vec![]), "it was done by the first, whose answer was lost");
     assert_eq!(client.increment("n", 0).await.unwrap(), 5);
 }
+
+#[tokio::test]
+async fn a_key_over_which_a_run_failed_is_locked_by_the_next() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client().await;
+    // The fake says of every failure that it was about the key `met`.
+    cluster.will_at([("commit", Fault::Refuse(Reason::RetryTxn))]);
+    let work = |txn: Txn| async move {
+        txn.get("other").await?;
+        txn.get("met").await?;
+        txn.put("met", "1").await
+    };
+    assert_eq!(client.run(default(), work).await.unwrap().attempts, 2);
+    let world = cluster.world();
+    assert_eq!((world.count("txn get"), world.count("txn get with lock")), (3, 1));
+}

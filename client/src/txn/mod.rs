@@ -18,11 +18,12 @@ mod run;
 mod scan;
 mod steps;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use flotilla_proto::reason::{DOMAIN, Reason};
 use flotilla_proto::v1::kv_client::KvClient;
 use flotilla_proto::v1::{self, txn_request::Step, txn_response::Answer as StepAnswer};
@@ -83,6 +84,9 @@ pub enum Wait {
     Skip,
 }
 
+/// Keys that one closure locks for that reason.
+const CONTENDED_MAX: usize = 64;
+
 /// The steps of one transaction. Clones are the same transaction: steps that are asked for at once are done one after the
 /// other.
 ///
@@ -128,6 +132,9 @@ struct Conversation {
     over: Option<Error>,
     /// Whether what failed last may pass if the whole is done again.
     redoable: bool,
+    /// Keys over which earlier runs of the same closure failed: read with a lock, so that the next one does not fail over them
+    /// again.
+    contended: BTreeSet<Bytes>,
 }
 
 /// A stream on which a transaction has begun.
@@ -143,11 +150,16 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn begin(&self, options: TxnOptions) -> Result<OpenTxn, Error> {
-        Ok(OpenTxn { txn: self.begin_until(options, None).await? })
+        Ok(OpenTxn { txn: self.begin_until(options, None, BTreeSet::new()).await? })
     }
 
     /// Begins a transaction whose steps together may take until `deadline`.
-    async fn begin_until(&self, options: TxnOptions, deadline: Option<Instant>) -> Result<Txn, Error> {
+    async fn begin_until(
+        &self,
+        options: TxnOptions,
+        deadline: Option<Instant>,
+        contended: BTreeSet<Bytes>,
+    ) -> Result<Txn, Error> {
         let begin = v1::TxnBegin {
             isolation: v1::Isolation::from(options.isolation).into(),
             priority: v1::Priority::from(options.priority).into(),
@@ -176,6 +188,7 @@ impl Client {
             unanswered: false,
             over: None,
             redoable: false,
+            contended,
         };
         Ok(Txn { conversation: Arc::new(Mutex::new(conversation)), wait: Wait::default() })
     }
@@ -287,6 +300,9 @@ impl Conversation {
         }
         match judged {
             Error::Refused { reason, message, node, .. } if failure.key.is_some() || failure.other.is_some() => {
+                if self.contended.len() < CONTENDED_MAX && self.redoable {
+                    self.contended.extend(failure.key.clone());
+                }
                 let conflict = Some(Box::new(Conflict { key: failure.key, other: failure.other }));
                 Error::Refused { reason, message, node, conflict }
             }

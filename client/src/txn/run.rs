@@ -1,5 +1,6 @@
 //! Transactions that are done again until they pass.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use flotilla_types::Timestamp;
@@ -28,6 +29,9 @@ impl Client {
     /// was before the commit was sent, it is run again in a new transaction, after a pause, until the client's timeout. So
     /// the closure should have no effects but those on the transaction, and its steps' errors should leave it by `?`; an
     /// error of its own rolls back and is returned.
+    ///
+    /// The keys over which a run failed are locked by the reads of the next one, so that it waits its turn instead of failing over
+    /// them again.
     ///
     /// The closure is never run again while an earlier run may have been committed. The timeout bounds all steps and pauses
     /// together; what the closure does besides is its own matter. When the commit's answer is lost, finding out may take a
@@ -63,9 +67,9 @@ impl Client {
         E: From<Error>,
     {
         let deadline = Instant::now() + self.timeout();
-        let mut attempts = 0;
+        let (mut attempts, mut contended) = (0, BTreeSet::new());
         loop {
-            let txn = self.begin_until(options, Some(deadline)).await?;
+            let txn = self.begin_until(options, Some(deadline), std::mem::take(&mut contended)).await?;
             attempts += 1;
             let error = match work(txn.clone()).await {
                 Ok(value) => match txn.conversation.lock().await.commit().await {
@@ -75,7 +79,11 @@ impl Client {
                 Err(error) => error,
             };
             let pause = pause(attempts);
-            let redoable = txn.conversation.lock().await.redoable;
+            let redoable = {
+                let mut conversation = txn.conversation.lock().await;
+                contended = std::mem::take(&mut conversation.contended);
+                conversation.redoable
+            };
             if !redoable || Instant::now() + pause >= deadline {
                 return Err(error);
             }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flotilla_proto::v1::{self, txn_request::Step, txn_response::Answer};
 
-use super::{Txn, TxnScan};
+use super::{Txn, TxnScan, Wait};
 use crate::kv::timestamp;
 use crate::{Error, Span, Value};
 
@@ -31,7 +31,14 @@ impl Txn {
     /// # Errors
     /// See [`Txn`] and [`Error`].
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Value>, Error> {
-        self.read(key.into(), v1::LockStrength::Unspecified).await
+        let key = key.into();
+        let waits = matches!(self.wait, Wait::Block | Wait::BlockFor(_));
+        let lock = if waits && self.conversation.lock().await.contended.contains(&key) {
+            v1::LockStrength::Update
+        } else {
+            v1::LockStrength::Unspecified
+        };
+        self.read(key, lock).await
     }
 
     /// Reads a key and locks it against others that write or lock it: for a key that will be written next. Where many

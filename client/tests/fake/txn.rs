@@ -236,6 +236,7 @@ fn versions(world: &World, span: &Span) -> Vec<(Bytes, u64)> {
 const fn name(step: &Step) -> &'static str {
     match step {
         Step::Begin(_) => "begin",
+        Step::Get(get) if get.lock != 0 => "txn get with lock",
         Step::Get(_) => "txn get",
         Step::Put(_) => "txn put",
         Step::Delete(_) => "txn delete",

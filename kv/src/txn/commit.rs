@@ -103,8 +103,7 @@ impl Txn {
             if self.is_serializable() {
                 self.refresh_to(at, deadline).await?;
             }
-            let in_parallel = self.router.shared.config.txn.parallel_commit;
-            if !self.in_flight.is_empty() && (in_parallel || !self.is_in_one_range(deadline).await?) {
+            if !self.in_flight.is_empty() && !self.is_in_one_range(deadline).await? {
                 let committed = self.commit_in_parallel(meta, at, deadline).await?;
                 if let Some(at) = committed {
                     self.committed_by_stage(at);

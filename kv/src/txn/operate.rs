@@ -61,7 +61,8 @@ impl Txn {
         wait: Wait,
         deadline: Duration,
     ) -> Result<(), KvError> {
-        let was_read = self.reads.may_hold(&key);
+        // Nobody else has written what this transaction holds locked.
+        let was_read = self.reads.may_hold(&key) && !self.beating.locks().contains(&key);
         let pipelined = !was_read && self.may_pipeline();
         let call = Call { pipelined, ..Call::of(wait, deadline) };
         let TxnAnswer::Written = self.point(TxnOp::Write { key: key.clone(), value, was_read }, call).await? else {

@@ -16,14 +16,10 @@ use super::Open;
 use crate::transact::Blocker;
 use crate::transact::conflicts::Passes;
 
-/// Pauses before the first pushes; the last one repeats.
-const PAUSES: [Duration; 5] = [
-    Duration::from_millis(20),
-    Duration::from_millis(50),
-    Duration::from_millis(100),
-    Duration::from_millis(150),
-    Duration::from_millis(250),
-];
+/// Pauses between pushes in milliseconds, the last one repeats: of a transaction that holds other locks, and so may be in a circle,
+/// which each round of pushes shows further; and of one that does not, and only looks whether its holder is dead.
+const IN_A_CIRCLE: [u64; 7] = [5, 10, 20, 40, 80, 160, 250];
+const IN_A_LINE: [u64; 3] = [40, 100, 250];
 /// A push whose answer does not come is given up after this time.
 const PUSH_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -62,6 +58,14 @@ pub(super) enum Released {
     Aborted(Open),
     /// It does not want to wait for a transaction that lives.
     Unwilling(Open, LockedBy),
+}
+
+/// The pause before a request's next push.
+fn pause(open: &Open) -> Duration {
+    let holds =
+        pusher(open).is_some_and(|meta| open.request.command.span().is_none_or(|span| !span.contains(&meta.anchor)));
+    let pauses = if holds { &IN_A_CIRCLE[..] } else { &IN_A_LINE[..] };
+    Duration::from_millis(pauses[open.story.pushes.min(pauses.len() - 1)])
 }
 
 /// What a request wants that does not want to wait. It asks once, and at once: the transaction in its way may have ended and left
@@ -119,8 +123,7 @@ impl LockWaits {
         }
         open.story.since = mono;
         let arrival = open.story.arrival;
-        let pause = PAUSES[open.story.pushes.min(PAUSES.len() - 1)];
-        let push_at = if hurries(&open) { mono } else { mono + pause };
+        let push_at = if hurries(&open) { mono } else { mono + pause(&open) };
         self.by_txn.extend(blockers.iter().map(|blocker| (blocker.txn.id, arrival)));
         self.push_at.insert((push_at, arrival));
         self.deadlines.insert((open.deadline, arrival));
@@ -192,7 +195,7 @@ impl LockWaits {
             waiting.open.story.pushes += 1;
             // The pushes of the last round have had their time.
             let all_answered = waiting.pushing.is_empty();
-            let pause = PAUSES[waiting.open.story.pushes.min(PAUSES.len() - 1)];
+            let pause = pause(&waiting.open);
             waiting.push_at = mono + if all_answered { pause } else { PUSH_PATIENCE.min(pause * 4) };
             self.push_at.insert((waiting.push_at, arrival));
             for old in std::mem::take(&mut waiting.pushing).into_keys() {
