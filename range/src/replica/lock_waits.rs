@@ -19,7 +19,7 @@ use crate::transact::conflicts::Passes;
 /// Pauses between pushes in milliseconds, the last one repeats: of a transaction that holds other locks, and so may be in a circle,
 /// which each round of pushes shows further; and of one that does not, and only looks whether its holder is dead.
 const IN_A_CIRCLE: [u64; 7] = [5, 10, 20, 40, 80, 160, 250];
-const IN_A_LINE: [u64; 3] = [40, 100, 250];
+const IN_A_LINE: [u64; 4] = [20, 60, 150, 250];
 /// A push whose answer does not come is given up after this time.
 const PUSH_PATIENCE: Duration = Duration::from_secs(3);
 
