@@ -89,10 +89,16 @@ where
     let deadline = Instant::now() + bounds.timeout.min(window).min(Duration::from_secs(86_400));
     let mut backoff = Backoff::new(options);
     let mut tried: Vec<Arc<Node>> = Vec::new();
-    let mut maybe_done = false;
+    let (mut maybe_done, mut last) = (false, None);
     loop {
-        let node = pool.pick(&tried);
         let left = deadline.saturating_duration_since(Instant::now());
+        // A pause may take longer than it should: an attempt without time would only hide what the one before met.
+        if left.is_zero()
+            && let Some(error) = last.take()
+        {
+            return Err(settle(bounds.repeat, maybe_done, error));
+        }
+        let node = pool.pick(&tried);
         let failure = match one(&node, bounds.attempt_timeout.min(left), message.clone(), &attempt).await {
             Ok(answer) => {
                 node.works();
@@ -117,6 +123,7 @@ where
         if no_time || (maybe_done && bounds.repeat == Repeat::Never) {
             return Err(settle(bounds.repeat, maybe_done, failure.error));
         }
+        last = Some(failure.error);
         if tried.len() >= pool.len() {
             tried.clear();
         }
