@@ -67,7 +67,7 @@ pub enum Command {
         /// Whose records go: all were born below the floor.
         finished: Vec<(Key, RequestId)>,
     },
-    /// Old versions may go (transactions 7.1).
+    /// Old versions may go (docs/durability.md, "Old versions").
     Gc {
         /// Reads at or below are refused from now on. Only rises: a lower one than before changes nothing.
         threshold: Timestamp,

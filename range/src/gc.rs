@@ -38,7 +38,7 @@ impl Default for GcConfig {
     }
 }
 
-/// How high a range's threshold may be (transactions 7.1). `protected`: the least timestamp that somebody protects in the
+/// How high a range's threshold may be (docs/durability.md, "Old versions"). `protected`: the least timestamp that somebody protects in the
 /// range. `lock`: the oldest lock of the range: its transaction may still commit there, and read.
 pub(crate) fn highest(
     now: Timestamp,

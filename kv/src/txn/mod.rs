@@ -1,4 +1,4 @@
-//! Transactions at their gateway (docs/transactions.md, "The coordinator").
+//! Transactions at their gateway (docs/transactions.md, "Ways to commit").
 //!
 //! ```text
 //!   Txn ── get, put, scan, … ──► operate ──► range by range            (operate.rs)

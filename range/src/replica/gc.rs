@@ -254,7 +254,7 @@ impl Replica {
         }
     }
 
-    /// The least timestamp that is protected in the range (transactions 7.3). Nobody protects any yet.
+    /// The least timestamp that is protected in the range. Nobody protects any yet.
     #[allow(clippy::unused_self, reason = "protected timestamps come with backups")]
     const fn least_protected(&self) -> Option<Timestamp> {
         None

@@ -1,4 +1,4 @@
-//! Requests that wait for locks of transactions (docs/transactions.md, "Waiting"). They hold no latch meanwhile; when a lock
+//! Requests that wait for locks of transactions (docs/transactions.md, "Evaluation"). They hold no latch meanwhile; when a lock
 //! that they met is gone, they start again at their admission, in the order in which they first came, so that nobody who
 //! came later takes the key from them.
 //!

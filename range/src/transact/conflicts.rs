@@ -1,4 +1,4 @@
-//! Which locks are in a request's way (docs/transactions.md, "Conflicts").
+//! Which locks are in a request's way (docs/transactions.md, "Locks").
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Resolution: the locks of an ended transaction become versions or go (docs/transactions.md, "Resolution"). Whoever resolves
+//! Resolution: the locks of an ended transaction become versions or go (docs/transactions.md, "Clean-up"). Whoever resolves
 //! has read the outcome from the record. Doing it twice changes nothing.
 
 use flotilla_storage::engine::Reader;

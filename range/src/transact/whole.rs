@@ -1,5 +1,5 @@
 //! Transactions that are known as a whole and lie in one range: evaluated in one step, at one timestamp above everything that
-//! they meet, without locks and without a record (docs/transactions.md, "One range").
+//! they meet, without locks and without a record (docs/transactions.md, "Ways to commit").
 
 use std::collections::BTreeMap;
 

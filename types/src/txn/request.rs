@@ -1,4 +1,4 @@
-//! What a coordinator asks of ranges, and what they answer (docs/transactions.md, "Messages").
+//! What a coordinator asks of ranges, and what they answer (docs/transactions.md, "The record").
 
 use bytes::Bytes;
 use thiserror::Error;
