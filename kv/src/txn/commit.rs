@@ -192,9 +192,7 @@ impl Txn {
     pub(super) fn settle(&self, meta: &TxnMeta, why: String) -> KvError {
         meters::count_abort(None, "unknown");
         self.abandon();
-        let handle =
-            TxnHandle { id: meta.id, anchor: meta.anchor.clone(), anchored: meta.anchored, commit_id: meta.commit_id };
-        KvError::CommitUnknown { handle: Box::new(handle), why }
+        KvError::CommitUnknown { handle: Box::new(TxnHandle::from(meta)), why }
     }
 
     /// It cannot be committed because of this, unless it goes back to a savepoint.

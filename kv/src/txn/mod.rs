@@ -105,6 +105,12 @@ pub struct TxnHandle {
     pub commit_id: RequestId,
 }
 
+impl From<&TxnMeta> for TxnHandle {
+    fn from(meta: &TxnMeta) -> Self {
+        Self { id: meta.id, anchor: meta.anchor.clone(), anchored: meta.anchored, commit_id: meta.commit_id }
+    }
+}
+
 /// A moment within a transaction that one may go back to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Savepoint(Seq);
@@ -290,12 +296,7 @@ impl Txn {
     /// What one asks with what became of it; `None` as long as it has locked nothing.
     #[must_use]
     pub fn handle(&self) -> Option<TxnHandle> {
-        self.meta.as_ref().map(|meta| TxnHandle {
-            id: meta.id,
-            anchor: meta.anchor.clone(),
-            anchored: meta.anchored,
-            commit_id: meta.commit_id,
-        })
+        self.meta.as_ref().map(TxnHandle::from)
     }
 
     /// What it reads; `None` before its first operation.
